@@ -1,0 +1,98 @@
+"""From the logits of a choice to what the forward pass uses: a distribution, or a sample of it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MODES = ("gumbel_hard", "gumbel_soft", "softmax")
+SCHEDULES = ("exponential", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How choices are relaxed.
+
+    mode: `gumbel_hard` samples one option and passes gradients straight through (Jang et al. 2017, arXiv 1611.01144);
+    `gumbel_soft` mixes options by a Gumbel-softmax sample; `softmax` mixes them by their probabilities.
+    The temperature goes from `start` to `end` by `schedule` as training goes from 0 to 1.
+    """
+
+    mode: str = "gumbel_hard"
+    start: float = 1.0
+    end: float = 0.3
+    schedule: str = "exponential"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"relax.mode is {self.mode!r}; allowed: {list(MODES)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"relax.schedule is {self.schedule!r}; allowed: {list(SCHEDULES)}")
+        if not self.start >= self.end > 0:
+            raise ValueError(f"relax.start {self.start} and relax.end {self.end}: needed is start >= end > 0")
+
+    def temperature(self, fraction: float) -> float:
+        """Temperature after this fraction (0 to 1) of training.
+
+        Raises:
+            ValueError: the fraction is outside 0 to 1.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"anneal({fraction}): the fraction of training is between 0 and 1")
+        if self.schedule == "constant":
+            return self.start
+        if self.schedule == "cosine":
+            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * fraction)) / 2
+        return float(self.start * (self.end / self.start) ** fraction)
+
+
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), shape (K,)."""
+    return torch.softmax(logits / temperature, 0)
+
+
+def gumbel_noise(size: int, generator: torch.Generator) -> Tensor:
+    """Independent standard Gumbel noise, shape (size,), from a generator on the host."""
+    uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp_min(1e-12)
+    return (-torch.log(-torch.log(uniform.clamp_max(1 - 1e-12)))).float()
+
+
+def one_hot(index: int, like: Tensor) -> Tensor:
+    """Shape of `like`, 1 at index and 0 elsewhere."""
+    result = torch.zeros_like(like)
+    result[index] = 1.0
+    return result
+
+
+def relax(logits: Tensor, relaxation: Relaxation, temperature: float, noise: Tensor) -> Tensor:
+    """The weights of K options in one forward pass.
+
+    Args:
+        logits: shape (K,).
+        relaxation: the mode.
+        temperature: positive.
+        noise: shape (K,), standard Gumbel; not used by `softmax`.
+
+    Returns:
+        shape (K,), summing to 1, differentiable in logits; exactly one-hot for `gumbel_hard`.
+    """
+    if relaxation.mode == "softmax":
+        return probabilities(logits, temperature)
+    soft = probabilities(logits + noise.to(logits.device), temperature)
+    if relaxation.mode == "gumbel_soft":
+        return soft
+    hard = one_hot(int(soft.argmax()), soft)
+    return _StraightThrough.apply(soft, hard)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: exactly `hard`; backward: the gradient of `soft` (hard + soft - soft would leave rounding noise)."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

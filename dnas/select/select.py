@@ -1,0 +1,98 @@
+"""The selector: from scores and budgets to the best architecture that strictly meets every budget, with a certificate."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.optimize import Bounds, milp
+
+from dnas.search.budget import Budget, BudgetError
+from dnas.search.scores import Scores
+from dnas.select.program import Program
+from dnas.space.architecture import Architecture, Certificate
+from dnas.space.choice import Space
+from dnas.space.cost import build_cost
+
+TIE_BREAK = 1e-6
+"""Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
+
+
+def select(scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0) -> Architecture:
+    """Maximises the total score under every budget, exactly, with HiGHS.
+
+    Args:
+        scores: one number per option.
+        space: the space that they are of.
+        budget: upper bounds; None selects the best-scored option everywhere.
+        time_limit: seconds; when it runs out, the certificate's gap says how far from proven the result is.
+
+    Returns:
+        an architecture that meets the budget in integers, with its certificate. Ties go to the dearer option.
+
+    Raises:
+        BudgetError: no architecture of the space meets the budget.
+        ValueError: scores that do not fit the space.
+    """
+    scores.check(space)
+    start = time.perf_counter()
+    limits = budget.limits(space) if budget else {}
+    if budget:
+        budget.check(space)
+    costs = [build_cost(space, name, budget.functions if budget else None) for name in limits]
+    program = Program(space, costs)
+    values, scale = _with_tie_break(scores, space)
+    if not program.binaries:
+        positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
+    else:
+        positions, bound = _solve(program, values, limits, time_limit)
+    found = {cost.name: cost.at(positions) for cost in costs}
+    value = sum(scores.values[name][option] for name, option in positions.items())
+    fixed = sum(scores.values[choice.name][0] for choice in space.choices if not choice.searched)
+    best = max(bound * scale + fixed, value)
+    certificate = Certificate(value, best, best - value, "highs", time.perf_counter() - start, found, limits)
+    options = {choice.name: choice.options[positions[choice.name]] for choice in space.choices}
+    return Architecture(space, options, None, certificate, budget.functions if budget else {})
+
+
+def _with_tie_break(scores: Scores, space: Space) -> tuple[dict[str, list[float]], float]:
+    """Scores scaled to a largest range of 1, plus the tie-break, which is never negative: bounds stay bounds."""
+    ranges = [np.ptp(scores.values[choice.name]) for choice in space.choices]
+    scale = float(max(ranges, default=0.0)) or 1.0
+    values = {}
+    for choice in space.choices:
+        top = max(len(choice.options) - 1, 1)
+        values[choice.name] = [
+            score / scale + TIE_BREAK * rank / top for rank, score in enumerate(scores.values[choice.name])
+        ]
+    return values, scale
+
+
+def _solve(
+    program: Program, values: Mapping[str, list[float]], limits: Mapping[str, float], time_limit: float
+) -> tuple[dict[str, int], float]:
+    """Positions of a best solution that holds in integers, and the upper bound of the scaled objective."""
+    objective = program.objective(values)
+    integrality = np.zeros(program.size)
+    integrality[: program.binaries] = 1
+    tightened = dict(limits)
+    for _ in range(20):
+        result = milp(
+            -objective,
+            integrality=integrality,
+            bounds=Bounds(0, 1),
+            constraints=program.constraints(tightened),
+            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            raise BudgetError(
+                f"no architecture meets the budgets {dict(limits)} together with the target's legal pairs "
+                f"(HiGHS: {result.message}); raise one of them, or give the search more time (select.time_limit)"
+            )
+        positions = program.positions(result.x)
+        over = [cost.name for cost in program.costs if cost.at(positions) > limits[cost.name]]
+        if not over:
+            bound = -result.mip_dual_bound if result.mip_dual_bound is not None else float("inf")
+            return positions, float(bound)
+        for name in over:  # within HiGHS' tolerance, but not in integers
+            tightened[name] = tightened[name] * (1 - 1e-7)
+    raise BudgetError(f"HiGHS returned no solution that holds {dict(limits)} in integers; change the budget slightly")

@@ -1,0 +1,1 @@
+"""The search space: choices, couplings, geometry and cost of one model."""

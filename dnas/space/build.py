@@ -1,0 +1,246 @@
+"""From a model to its space: trace, couple, and lay a choice on every decision that the user allows."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnas.space.choice import INPUT_BITS, ActRange, ActTensor, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
+from dnas.space.coupling import Coupling, find_coupling, is_depthwise
+from dnas.space.target import Target
+from dnas.space.trace import Call, Trace, is_searchable, trace_model
+from quant.quantizer import fit_step
+from quant.spec import QuantSpec
+
+CALIBRATION_ELEMENTS = 32_768
+
+
+def build_space(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    weight_bits: Sequence[int] = (2, 3, 4, 6, 8),
+    act_bits: Sequence[int] = (2, 3, 4, 6, 8),
+    filters: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    exclude: Sequence[str] = (),
+    target: Target | None = None,
+    weight_narrow: bool = False,
+) -> Space:
+    """Builds the space of a model: weight bits per layer, activation bits per tensor, filter counts per coupled group.
+
+    Args:
+        model: any module; left as it was. Its layers of the types in `dnas.space.trace.SEARCHABLE` are searched.
+        example_inputs: real data, a small batch (dimension 0): they set the sign and the first step of activations.
+        weight_bits: options, 2 to 8.
+        act_bits: options, 2 to 8; layers that read the same tensor share the choice.
+        filters: shares of a group's filters.
+        exclude: globs of module paths that stay at full width and 8 bits.
+        target: what the hardware can run; options outside of it are dropped.
+        weight_narrow: symmetric weight grids (2 bits are then ternary).
+
+    Returns:
+        the space; `space.fixed` names everything that is not searched, and why.
+
+    Raises:
+        ValueError: the model fails on the inputs, has no layer to search, an option is out of range, or a glob of
+            `exclude` matches nothing.
+    """
+    target = target or Target()
+    for key, options in (("weight_bits", weight_bits), ("act_bits", act_bits)):
+        if not options or any(isinstance(b, bool) or b != int(b) or not 2 <= b <= 8 for b in options):
+            raise ValueError(f"space.{key} is {list(options)}; allowed: a list of whole numbers from 2 to 8")
+    if not filters:
+        raise ValueError("space.filters is empty; use [1.0] to keep every filter")
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    trace = trace_model(model, inputs)
+    names = list(dict.fromkeys(call.layer for call in trace.calls))
+    if not names:
+        raise ValueError("the model runs no convolution or linear layer on example_inputs: there is nothing to search")
+    excluded = _match(exclude, names)
+    coupling = find_coupling(model, inputs, trace.outputs, names)
+    groups, choices, sides, fixed = _lay_filters(coupling, names, excluded, target, filters)
+    legal_weights, legal_acts = target.legal("weight_bits", weight_bits), target.legal("act_bits", act_bits)
+    act_of, shared = _share_tensors(trace)
+    layers, ranges = [], {}
+    batch = next((t.shape[0] for t in inputs if isinstance(t, Tensor) and t.dim() > 0), 1)
+    for name in names:
+        layer, calls = model.get_submodule(name), [call for call in trace.calls if call.layer == name]
+        choices.append(
+            Choice(f"{name}.weight_bits", "weight_bits", (INPUT_BITS,) if name in excluded else legal_weights)
+        )
+        if name in excluded:
+            fixed.append(Fixed(name, "excluded by space.exclude: full width, 8 bits"))
+        ins, outs = sides[(name, "in")], sides[(name, "out")]
+        positions = sum(call.output_shape.numel() // max(batch * len(outs), 1) for call in calls)
+        kernel = int(torch.tensor(getattr(layer, "kernel_size", (1,))).prod())
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            positions = sum(call.sample.numel() // max(batch * len(ins), 1) for call in calls)
+        kind, depthwise = type(layer).__name__, is_depthwise(layer)
+        layers.append(
+            Layer(
+                name, kind, positions, kernel, int(getattr(layer, "groups", 1)), depthwise, ins, outs,
+                f"{name}.weight_bits", act_of[name],
+            )
+        )  # fmt: skip
+    for act, calls in shared.items():
+        is_input = any(call.input_storage in trace.input_storages for call in calls)
+        whole = is_input or all(call.layer in excluded for call in calls)
+        choices.append(Choice(act, "act_bits", (INPUT_BITS,) if whole else legal_acts))
+        if is_input:
+            fixed.append(Fixed(act, "the network's input: 8 bits"))
+        ranges[act] = _calibrate(calls, choices[-1].options)
+    fixed += _unlisted(model, trace, names)
+    through = tuple(Through(name, channels) for (name, side), channels in sides.items() if side == "through")
+    return Space(
+        tuple(choices), tuple(groups), tuple(layers), tuple(_lifetimes(trace, act_of, layers, batch)), ranges,
+        through, tuple(fixed), weight_narrow, target.pairs,
+    )  # fmt: skip
+
+
+def _match(globs: Sequence[str], names: list[str]) -> set[str]:
+    matched = set()
+    for glob in globs:
+        found = [name for name in names if fnmatch(name, glob)]
+        if not found:
+            raise ValueError(f"space.exclude: {glob!r} matches no layer; the layers are {names}")
+        matched.update(found)
+    return matched
+
+
+def _lay_filters(
+    coupling: Coupling, names: list[str], excluded: set[str], target: Target, ratios: Sequence[float]
+) -> tuple[list[Group], list[Choice], dict[tuple[str, str], ChannelMap], list[Fixed]]:
+    """Groups of channel classes with the same producers, one choice each, and the channel maps of every layer."""
+    by_producers: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    for index, keys in enumerate(coupling.classes):
+        producers = sorted((name for name, side, _ in keys if side == "out"), key=names.index)
+        reason = coupling.blocked.get(index, "")
+        if not reason and len(set(producers)) < len(producers):
+            reason = f"channels of {producers[0]} are tied to each other"
+        if not reason and excluded & set(producers):
+            reason = f"{sorted(excluded & set(producers))[0]} is excluded by space.exclude"
+        by_producers.setdefault((tuple(dict.fromkeys(producers)), reason), []).append(index)
+    groups: list[Group] = []
+    choices: list[Choice] = []
+    fixed: list[Fixed] = []
+    sides: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
+    taken: set[str] = set()
+    for (producers, reason), classes in by_producers.items():
+        reason = reason or _uneven(coupling, classes)
+        place = producers[0] if producers else f"{min(min(coupling.classes[c])[0] for c in classes)}.input"
+        name = f"{place}.filters"
+        while name in taken:
+            name += "+"
+        taken.add(name)
+        counts = (len(classes),) if reason else target.filter_counts(len(classes), ratios)
+        if reason and producers:
+            fixed.append(Fixed(name, reason))
+        choices.append(Choice(name, "filters", counts))
+        groups.append(Group(name, len(classes), producers))
+        for position, index in enumerate(classes):
+            for layer, side, channel in coupling.classes[index]:
+                sides.setdefault((layer, side), {})[channel] = (len(groups) - 1, position)
+
+    maps = {}
+    for side, entries in sides.items():
+        ordered = [entry for _, entry in sorted(entries.items())]
+        maps[side] = ChannelMap(tuple(group for group, _ in ordered), tuple(position for _, position in ordered))
+    return groups, choices, maps, fixed
+
+
+def _uneven(coupling: Coupling, classes: list[int]) -> str:
+    """Why a group must stay whole because some layer reads only a part of it, or parts of it more than once."""
+    reads: dict[tuple[str, str], list[int]] = {}
+    for order, index in enumerate(classes):
+        for layer, side, _ in coupling.classes[index]:
+            reads.setdefault((layer, side), [0] * len(classes))[order] += 1
+    for (layer, _), counts in sorted(reads.items()):
+        if len(set(counts)) > 1:
+            return f"{layer} reads only some of these channels, or some of them twice"
+    return ""
+
+
+def _share_tensors(trace: Trace) -> tuple[dict[str, str], dict[str, list[Call]]]:
+    """The activation choice of every layer, and the calls that share it: same tensor, or same layer."""
+    act_of: dict[str, str] = {}
+    by_key: dict[tuple[int, int], str] = {}
+    shared: dict[str, list[Call]] = {}
+    for call in trace.calls:
+        found = [known for known in (act_of.get(call.layer), by_key.get(call.input_key)) if known]
+        act = found[0] if found else f"{call.layer}.act_bits"
+        for other in found[1:]:
+            if other != act:
+                shared[act] += shared.pop(other)
+                act_of = {layer: act if name == other else name for layer, name in act_of.items()}
+                by_key = {key: act if name == other else name for key, name in by_key.items()}
+        act_of[call.layer] = by_key[call.input_key] = act
+        shared.setdefault(act, []).append(call)
+    return act_of, shared
+
+
+def _calibrate(calls: list[Call], options: tuple[int, ...]) -> ActRange:
+    values = torch.cat([call.sample.detach().float().flatten() for call in calls])
+    signed = bool((values < 0).any())
+    stride = max(values.numel() // CALIBRATION_ELEMENTS, 1)
+    steps = tuple(float(fit_step(values[::stride], QuantSpec(bits, signed), per_filter=False)) for bits in options)
+    return ActRange(signed, steps)
+
+
+def _unlisted(model: nn.Module, trace: Trace, names: list[str]) -> list[Fixed]:
+    """Everything that multiplies or could be searched but is not among the layers."""
+    fixed = [
+        Fixed(name, "did not run on example_inputs: left as it is")
+        for name, module in model.named_modules()
+        if is_searchable(module) and name not in names
+    ]
+    places: dict[tuple[str, str], int] = {}
+    for operation in trace.operations:
+        if operation.macs:
+            key = (operation.module, operation.name)
+            places[key] = places.get(key, 0) + operation.macs
+    batch = max((t.shape[0] for t in trace.alive[0] if isinstance(t, Tensor) and t.dim() > 0), default=1)
+    return fixed + [
+        Fixed(f"{module or 'model'}:{name}", "not a layer of its own: runs and counts at 32 bits", macs // batch)
+        for (module, name), macs in places.items()
+    ]
+
+
+def _lifetimes(trace: Trace, act_of: dict[str, str], layers: list[Layer], batch: int) -> list[ActTensor]:
+    """From when to when every quantised tensor, and every layer output that waits to become one, is held."""
+    made: dict[int, int] = {}
+    used: dict[int, int] = {}
+    for operation in trace.operations:
+        for storage in operation.writes:
+            made.setdefault(storage, max(operation.calls_before - 1, 0))
+        for storage in operation.reads:
+            used[storage] = max(operation.calls_before - 1, 0)
+    quantised = {call.input_storage: act_of[call.layer] for call in trace.calls}
+    by_name = {layer.name: layer for layer in layers}
+    tensors: list[ActTensor] = []
+    for storage in quantised:
+        call = next(c for c in trace.calls if c.input_storage == storage)
+        elements = call.sample.numel() // max(batch * len(by_name[call.layer].inputs), 1)
+        first = 0 if storage in trace.input_storages else made.get(storage, 0)
+        tensors.append(ActTensor(quantised[storage], call.layer, "input", elements, first, max(used[storage], first)))
+    for order, call in enumerate(trace.calls):
+        becomes = _becomes(trace, call, quantised)
+        if becomes is None or becomes == call.output_storage or made[becomes] <= order:
+            continue
+        elements = call.output_shape.numel() // max(batch * len(by_name[call.layer].outputs), 1)
+        tensors.append(ActTensor(quantised[becomes], call.layer, "output", elements, order + 1, made[becomes]))
+    return tensors
+
+
+def _becomes(trace: Trace, call: Call, quantised: dict[int, str]) -> int | None:
+    """The first quantised tensor that a call's output flows into."""
+    reached = {call.output_storage}
+    if call.output_storage in quantised:
+        return call.output_storage
+    for operation in trace.operations[call.start :]:
+        if operation.reads & reached:
+            found = operation.writes & set(quantised)
+            if found - {call.input_storage}:
+                return min(found - {call.input_storage})
+            reached |= operation.writes
+    return None

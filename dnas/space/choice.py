@@ -1,0 +1,242 @@
+"""The space as data: choices, coupled groups, layers, tensors. Immutable values with a versioned JSON form."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any
+
+INPUT_BITS = 8
+"""Width at which the network's own input and every layer that is not searched are quantised and counted."""
+FLOAT_BITS = 32
+"""Width at which operations that stay in floating point are counted."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A one-of-K decision: `kind` at the place that `name` starts with, options ascending (the last is the dearest)."""
+
+    name: str
+    kind: str
+    options: tuple[int, ...]
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything to choose."""
+        return len(self.options) > 1
+
+    def index(self, option: int) -> int:
+        """Position of an option.
+
+        Raises:
+            ValueError: the option is not one of this choice's.
+        """
+        if option not in self.options:
+            raise ValueError(f"{self.name}: {option} is not an option; allowed: {list(self.options)}")
+        return self.options.index(option)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Filters that are kept or removed together in every layer of a coupling.
+
+    `choice` names the choice of how many of the `size` channels stay; `members` are the layers that produce them.
+    """
+
+    choice: str
+    size: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Where the channels of a layer's side come from: channel i is channel `position[i]` of group `group[i]`."""
+
+    group: tuple[int, ...]
+    position: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """For every group on this side, how many of the side's channels come from it at full width."""
+        return dict(Counter(self.group))
+
+
+@dataclass(frozen=True)
+class Through:
+    """A module with one parameter per channel that channels pass through: a batch norm, a PReLU."""
+
+    name: str
+    channels: ChannelMap
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that multiplies: its geometry, and the choices that decide its cost.
+
+    positions: output elements per output channel and example (H_l W_l, or tokens), summed over the layer's calls.
+    kernel: multiplications per input channel, output element and group (k_l^2 for a square kernel; 1 for linear).
+    """
+
+    name: str
+    kind: str
+    positions: int
+    kernel: int
+    groups: int
+    depthwise: bool
+    inputs: ChannelMap
+    outputs: ChannelMap
+    weight_choice: str
+    act_choice: str
+
+    @property
+    def full_macs(self) -> int:
+        """Multiply-accumulates per example at full width."""
+        return self.positions * self.kernel * len(self.inputs) * len(self.outputs) // self.groups
+
+
+@dataclass(frozen=True)
+class ActTensor:
+    """A tensor that a layer consumes: stored at the width of `choice` while layers `first` to `last` run.
+
+    elements: elements per channel and example. Channels are those of layer `like`, on its input or output side.
+    """
+
+    choice: str
+    like: str
+    side: str
+    elements: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class ActRange:
+    """Calibration of one activation choice: sign of the data seen, and the least-squares step of each option."""
+
+    signed: bool
+    steps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Something that is not searched, and why; `macs` only where it multiplies outside of the space's layers."""
+
+    name: str
+    reason: str
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every choice of one model, the couplings between them, and the geometry that cost needs.
+
+    Layers stand in the order in which they run. `weight_narrow` is the grid of all weights (see `quant.QuantSpec`).
+    `pairs`, if given, lists the legal (weight bits, activation bits) of every layer.
+    """
+
+    choices: tuple[Choice, ...]
+    groups: tuple[Group, ...]
+    layers: tuple[Layer, ...]
+    tensors: tuple[ActTensor, ...]
+    ranges: Mapping[str, ActRange]
+    through: tuple[Through, ...] = ()
+    fixed: tuple[Fixed, ...] = ()
+    weight_narrow: bool = False
+    pairs: tuple[tuple[int, int], ...] | None = None
+    _index: dict[str, Choice] = field(default_factory=dict, init=False, repr=False, compare=False)
+    tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Costs tabulated so far, by name; filled by `dnas.space.cost.build_cost`."""
+
+    def __post_init__(self) -> None:
+        self._index.update({choice.name: choice for choice in self.choices})
+
+    def choice(self, name: str) -> Choice:
+        """The choice of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if name not in self._index:
+            raise KeyError(f"no choice {name!r} in this space; it has {sorted(self._index)}")
+        return self._index[name]
+
+    def searched(self) -> Iterator[Choice]:
+        """The choices with more than one option."""
+        return (choice for choice in self.choices if choice.searched)
+
+    def layer(self, name: str) -> Layer:
+        """The layer at that module path.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no layer {name!r} in this space; it has {[layer.name for layer in self.layers]}")
+
+    def to_json(self) -> str:
+        """JSON with `type` and `version`, stable to the byte for equal spaces."""
+        content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
+        return json.dumps({"type": "dnas.Space", "version": 1, **content}, indent=1)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash that ties an architecture to the space it was chosen from."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @staticmethod
+    def from_json(text: str) -> "Space":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: another type or version.
+        """
+        content = read_typed(text, "dnas.Space", 1)
+        return Space(
+            choices=tuple(Choice(c["name"], c["kind"], tuple(c["options"])) for c in content["choices"]),
+            groups=tuple(Group(g["choice"], g["size"], tuple(g["members"])) for g in content["groups"]),
+            layers=tuple(
+                Layer(**{**e, "inputs": _channel_map(e["inputs"]), "outputs": _channel_map(e["outputs"])})
+                for e in content["layers"]
+            ),
+            tensors=tuple(ActTensor(**t) for t in content["tensors"]),
+            ranges={name: ActRange(r["signed"], tuple(r["steps"])) for name, r in content["ranges"].items()},
+            through=tuple(Through(t["name"], _channel_map(t["channels"])) for t in content["through"]),
+            fixed=tuple(Fixed(**f) for f in content["fixed"]),
+            weight_narrow=content["weight_narrow"],
+            pairs=None if content["pairs"] is None else tuple((w, a) for w, a in content["pairs"]),
+        )
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _channel_map(content: Mapping[str, Any]) -> ChannelMap:
+    return ChannelMap(tuple(content["group"]), tuple(content["position"]))
+
+
+def read_typed(text: str, kind: str, version: int) -> dict[str, Any]:
+    """Parses JSON that must carry this `type` and `version`, and returns the rest.
+
+    Raises:
+        ValueError: not JSON, or another type or version.
+    """
+    try:
+        content: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}; expected a {kind} file as this version writes it") from error
+    found = (content.pop("type", None), content.pop("version", None))
+    if found != (kind, version):
+        raise ValueError(f"found type and version {found}, expected {(kind, version)}; write the file again")
+    return content

@@ -1,0 +1,272 @@
+"""One cost formula for the relaxed network, the chosen architecture and the exported graph.
+
+Every cost is tabulated once: for each layer a table over the joint options of the choices that enter it. A table's
+expectation under independent choices is exact, whatever the formula and however often a choice enters it (a coupled
+group on both sides of a layer gives E[c^2], not E[c]^2), and differentiable. The same tables, read at one option per
+choice, are the integer cost, and are the rows of the selector's program.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, log2
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Space
+
+MAX_TABLE = 1_000_000
+
+LayerCost = Callable[[Layer, int, int, int, int], float]
+"""(layer, kept input channels, kept output channels, weight bits, activation bits) -> cost, never negative."""
+
+
+def macs(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+    """Multiply-accumulates: k^2 H W c_in c_out / g, or k^2 H W c for a depthwise layer, whose groups shrink with it."""
+    if layer.depthwise:
+        return layer.positions * layer.kernel * c_out
+    return layer.positions * layer.kernel * c_in * c_out // layer.groups
+
+
+def bops(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+    """MACs * w * a: HAWQ-V3's convention (Yao et al. 2021); every layer counts, the first and the last included."""
+    return macs(layer, c_in, c_out, weight_bits, act_bits) * weight_bits * act_bits
+
+
+def _fan_in(layer: Layer, c_in: int) -> int:
+    return (1 if layer.depthwise else c_in // layer.groups) * layer.kernel
+
+
+def bops_uniq(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+    """MACs (w a + a + w + log2(c_in k^2)): UNIQ's convention (Baskin et al. 2018)."""
+    per_mac = weight_bits * act_bits + act_bits + weight_bits + log2(max(_fan_in(layer, c_in), 1))
+    return macs(layer, c_in, c_out, weight_bits, act_bits) * per_mac
+
+
+def bops_accumulator(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+    """MACs (w - 1) a for the products, and additions at the width of the largest accumulator value (Zur's thesis code)."""
+    fan_in = _fan_in(layer, c_in)
+    largest = fan_in * (2**act_bits - 1) * (2 ** (weight_bits - 1) - 1)
+    products = macs(layer, c_in, c_out, weight_bits, act_bits) * (weight_bits - 1) * act_bits
+    additions = layer.positions * max(fan_in - 1, 0) * c_out
+    return products + additions * (ceil(log2(largest)) if largest > 1 else 0)
+
+
+def weight_bits(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+    """Bits of the weights, each at its width; biases, steps and normalisations are not counted."""
+    count = c_out if layer.depthwise else c_in * c_out // layer.groups
+    return layer.kernel * count * weight_bits
+
+
+LAYER_COSTS: Mapping[str, LayerCost] = {
+    "bops": bops,
+    "bops_uniq": bops_uniq,
+    "bops_accumulator": bops_accumulator,
+    "macs": macs,
+    "weight_bits": weight_bits,
+}
+TENSOR_COSTS = ("activation_traffic_bits", "peak_activation_bits")
+COSTS = (*LAYER_COSTS, *TENSOR_COSTS)
+_ADDITIVE = frozenset({"bops", "macs", "weight_bits"})
+"""Costs that are a sum over input channels: a layer that reads several groups needs no joint table of them."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A table over the joint options of distinct choices; shape: one axis per choice, in order."""
+
+    choices: tuple[str, ...]
+    table: NDArray[np.float64]
+
+    def at(self, position: Mapping[str, int]) -> float:
+        """The entry at one option (by position) per choice."""
+        return float(self.table[tuple(position[name] for name in self.choices)])
+
+    def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Exact expectation under independent choices; shape ()."""
+        reference = next(iter(probabilities.values()))
+        value = torch.as_tensor(self.table, dtype=reference.dtype, device=reference.device)
+        for name in reversed(self.choices):
+            value = value @ probabilities[name]
+        return value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of a space: the largest of its rows, each a sum of factors; most costs have one row.
+
+    `rows` hold the factors that depend on something; `constants` what each row adds on top.
+    """
+
+    name: str
+    rows: tuple[tuple[Factor, ...], ...]
+    constants: tuple[float, ...]
+
+    def at(self, position: Mapping[str, int]) -> float:
+        """Cost at one option (by position) per choice: exact, an integer wherever the formula is one."""
+        return max(
+            constant + sum(factor.at(position) for factor in row)
+            for row, constant in zip(self.rows, self.constants, strict=True)
+        )
+
+    def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Exact expectation for a cost of one row; for a maximum, `smooth_maximum` of the rows' exact expectations.
+
+        Args:
+            probabilities: shape (K,) for every choice.
+
+        Returns:
+            shape (), differentiable.
+        """
+        values = [
+            torch.stack([factor.expectation(probabilities) for factor in row]).sum() + constant
+            if row
+            else torch.as_tensor(constant, dtype=next(iter(probabilities.values())).dtype)
+            for row, constant in zip(self.rows, self.constants, strict=True)
+        ]
+        return values[0] if len(values) == 1 else smooth_maximum(torch.stack(values))
+
+
+def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:
+    """An upper bound of max(values) that is differentiable everywhere: (m / t) log sum exp(t v / m), m = max.
+
+    It exceeds the maximum by at most m log(n) / t. Used as the relaxation of a maximum over layers, whose exact
+    expectation has no closed form; selection uses the exact value.
+    """
+    largest = values.detach().amax().clamp_min(1e-30)
+    return largest / sharpness * torch.logsumexp(values / largest * sharpness, 0)
+
+
+def _kept(space: Space, group: int, count: int, position: Mapping[str, int]) -> int:
+    choice = space.choice(space.groups[group].choice)
+    return count * choice.options[position[choice.name]] // space.groups[group].size
+
+
+def kept_channels(space: Space, side: ChannelMap, position: Mapping[str, int]) -> int:
+    """How many channels of a layer's side stay at one option (by position) per choice."""
+    return sum(_kept(space, group, count, position) for group, count in side.counts.items())
+
+
+def _tabulate(space: Space, names: Sequence[str], value: Callable[[Mapping[str, int]], float], what: str) -> Factor:
+    names = tuple(dict.fromkeys(names))
+    shape = tuple(len(space.choice(name).options) for name in names)
+    size = int(np.prod(shape))
+    if size > MAX_TABLE:
+        raise ValueError(
+            f"{what} needs a table of {size} entries over {list(names)}, more than {MAX_TABLE}; use a cost that adds up "
+            "over input channels (bops, macs, weight_bits) or exclude some of these groups (space.exclude)"
+        )
+    table = np.empty(shape, dtype=np.float64)
+    for index in product(*map(range, shape)):
+        table[index] = value(dict(zip(names, index, strict=True)))
+    if not np.isfinite(table).all() or (table < 0).any():
+        raise ValueError(f"{what}: a cost must be finite and not negative; found {table.min()} to {table.max()}")
+    return Factor(names, table)
+
+
+def _names(space: Space, groups: Sequence[int]) -> list[str]:
+    return [space.groups[group].choice for group in groups]
+
+
+def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -> list[Factor]:
+    weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
+    counts = layer.inputs.counts
+    parts = [[group] for group in counts] if name in _ADDITIVE and len(counts) > 1 else [list(counts)]
+
+    def factor(part: list[int]) -> Factor:
+        def value(position: Mapping[str, int]) -> float:
+            c_in = sum(_kept(space, group, counts[group], position) for group in part)
+            c_out = kept_channels(space, layer.outputs, position)
+            w, a = weight.options[position[weight.name]], act.options[position[act.name]]
+            return function(layer, c_in, c_out, w, a)
+
+        names = [*_names(space, part), *_names(space, list(layer.outputs.counts)), weight.name, act.name]
+        return _tabulate(space, names, value, f"{name} of layer {layer.name}")
+
+    return [factor(part) for part in parts]
+
+
+def _live(tensor: ActTensor, row: int | None) -> bool:
+    """Whether a tensor counts: towards traffic (row None) as a layer's input, towards a row of the peak while it lives."""
+    return tensor.side == "input" if row is None else tensor.first <= row <= tensor.last
+
+
+def _tensor_side(space: Space, tensor: ActTensor) -> ChannelMap:
+    layer = space.layer(tensor.like)
+    return layer.inputs if tensor.side == "input" else layer.outputs
+
+
+def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
+    factors = []
+    for tensor in space.tensors:
+        if not _live(tensor, row):
+            continue
+        act = space.choice(tensor.choice)
+        for group, count in _tensor_side(space, tensor).counts.items():
+
+            def value(position: Mapping[str, int], group: int = group, count: int = count) -> float:
+                channels = _kept(space, group, count, position)
+                return tensor.elements * channels * act.options[position[act.name]]  # noqa: B023
+
+            factors.append(_tabulate(space, [*_names(space, [group]), act.name], value, f"tensor {tensor.choice}"))
+    return factors
+
+
+def build_cost(space: Space, name: str, functions: Mapping[str, LayerCost] | None = None) -> Cost:
+    """Tabulates one cost over a space.
+
+    Args:
+        space: the space.
+        name: one of `COSTS`, or a key of `functions`.
+        functions: the user's own costs per layer.
+
+    Raises:
+        ValueError: an unknown name, a table too large, or a function that returned a negative or infinite value.
+    """
+    functions = functions or {}
+    if name not in functions and name in COSTS:
+        if name not in space.tables:
+            space.tables[name] = _tabulate_cost(space, name, LAYER_COSTS.get(name))
+        return space.tables[name]
+    if name not in functions:
+        raise ValueError(f"unknown cost {name!r}; allowed: {sorted({*COSTS, *functions})}")
+    return _tabulate_cost(space, name, functions[name])
+
+
+def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
+    if function is None:
+        rows = [tuple(_tensor_factors(space, row)) for row in _rows(space, name)]
+        return Cost(name, tuple(rows), (0.0,) * len(rows))
+    factors = [f for layer in space.layers for f in _layer_factors(space, layer, name, function)]
+    return Cost(name, (tuple(factors),), (_float_operations(space, name, FLOAT_BITS),))
+
+
+def _rows(space: Space, name: str) -> list[int | None]:
+    return [None] if name == "activation_traffic_bits" else list(range(len(space.layers)))
+
+
+def _float_operations(space: Space, name: str, bits: int) -> float:
+    """Multiplications outside of the space's layers: counted, at the width they run at, in MACs and BOPs."""
+    count = sum(fixed.macs for fixed in space.fixed)
+    if name == "macs":
+        return count
+    return count * bits * bits if name.startswith("bops") else 0
+
+
+def reference_cost(
+    space: Space, name: str, bits: int = INPUT_BITS, functions: Mapping[str, LayerCost] | None = None
+) -> float:
+    """Cost of the same network at full width with every weight and every activation, the input included, at `bits`.
+
+    Relative budgets are fractions of this, at 8 bits.
+    """
+    if name in TENSOR_COSTS:
+        sizes = [(tensor, tensor.elements * len(_tensor_side(space, tensor))) for tensor in space.tensors]
+        rows = _rows(space, name)
+        return float(max(sum(size * bits for tensor, size in sizes if _live(tensor, row)) for row in rows))
+    function = (functions or {}).get(name) or LAYER_COSTS[name]
+    total = sum(function(layer, len(layer.inputs), len(layer.outputs), bits, bits) for layer in space.layers)
+    return float(total + _float_operations(space, name, bits))

@@ -1,0 +1,39 @@
+"""The frozen value that fully determines the integer grid of a quantiser."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """A symmetric integer grid: `bits` wide, zero point 0.
+
+    `signed` grids hold negative codes; `narrow` signed grids drop the lowest code, so that they are symmetric around 0
+    (a narrow 2-bit grid is ternary). Unsigned grids are always full.
+
+    Raises:
+        ValueError: a width outside 1..16, a 1-bit signed grid, or a narrow unsigned grid.
+    """
+
+    bits: int
+    signed: bool
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"QuantSpec.bits is {self.bits}; allowed: 1 to 16")
+        if self.signed and self.bits < 2:
+            raise ValueError("QuantSpec: a signed grid needs at least 2 bits; use bits=2 or signed=False")
+        if self.narrow and not self.signed:
+            raise ValueError("QuantSpec: only signed grids can be narrow; use narrow=False for unsigned ones")
+
+    @property
+    def lower(self) -> int:
+        """The smallest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def upper(self) -> int:
+        """The largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
