@@ -55,6 +55,7 @@ class Supernet(nn.Module):
         self.logits = nn.ParameterList([torch.zeros(len(choice.options)) for choice in space.searched()])
         self._sample = Sample()
         self._architecture: Architecture | None = None
+        self._relaxed = False
         self._costs: dict[str, Cost] = {}
         self._generator = torch.Generator().manual_seed(seed)
         self.register_buffer("temperature", torch.tensor(self.relaxation.start, dtype=torch.float64))
@@ -194,6 +195,8 @@ class Supernet(nn.Module):
                 weights = relax(logits, self.relaxation, temperature, noise[i])
                 if learns and weights.requires_grad:
                     weights.register_hook(partial(self._accumulate, i))
+            elif self._relaxed:
+                weights = probabilities(logits.detach(), 1.0)
             else:
                 weights = one_hot(self._discrete(choice.name), logits.detach())
             sample.weights[choice.name] = weights
@@ -243,6 +246,15 @@ class Supernet(nn.Module):
             yield
         finally:
             self._sample.quantised = True
+
+    @contextmanager
+    def evaluate_relaxed(self) -> Iterator[None]:
+        """Evaluation mode mixes all options by their probabilities: the network that a soft relaxation trains."""
+        self._relaxed = True
+        try:
+            yield
+        finally:
+            self._relaxed = False
 
     @contextmanager
     def evaluate_as(self, architecture: Architecture) -> Iterator[None]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ActRange, ActTensor, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
 from dnas.space.target import Target
@@ -50,6 +51,7 @@ def build_space(
     for key, options in (("weight_bits", weight_bits), ("act_bits", act_bits)):
         if not options or any(isinstance(b, bool) or b != int(b) or not 2 <= b <= 8 for b in options):
             raise ValueError(f"space.{key} is {list(options)}; allowed: a list of whole numbers from 2 to 8")
+    weight_bits, act_bits = [int(b) for b in weight_bits], [int(b) for b in act_bits]
     if not filters:
         raise ValueError("space.filters is empty; use [1.0] to keep every filter")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -85,13 +87,17 @@ def build_space(
         )  # fmt: skip
     for act, calls in shared.items():
         is_input = any(call.input_storage in trace.input_storages for call in calls)
-        whole = is_input or all(call.layer in excluded for call in calls)
+        whole = is_input or any(call.layer in excluded for call in calls)
         choices.append(Choice(act, "act_bits", (INPUT_BITS,) if whole else legal_acts))
         if is_input:
             fixed.append(Fixed(act, "the network's input: 8 bits"))
         ranges[act] = _calibrate(calls, choices[-1].options)
-    fixed += _unlisted(model, trace, names)
+    fixed += _unlisted(model, trace, names, batch)
     through = tuple(Through(name, channels) for (name, side), channels in sides.items() if side == "through")
+    options = [choice.options for choice in choices[: len(groups)]]
+    for index, reason in failing_groups(model, inputs, groups, options, layers, through).items():
+        choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
+        fixed.append(Fixed(groups[index].choice, reason))
     return Space(
         tuple(choices), tuple(groups), tuple(layers), tuple(_lifetimes(trace, act_of, layers, batch)), ranges,
         through, tuple(fixed), weight_narrow, target.pairs,
@@ -187,7 +193,7 @@ def _calibrate(calls: list[Call], options: tuple[int, ...]) -> ActRange:
     return ActRange(signed, steps)
 
 
-def _unlisted(model: nn.Module, trace: Trace, names: list[str]) -> list[Fixed]:
+def _unlisted(model: nn.Module, trace: Trace, names: list[str], batch: int) -> list[Fixed]:
     """Everything that multiplies or could be searched but is not among the layers."""
     fixed = [
         Fixed(name, "did not run on example_inputs: left as it is")
@@ -199,9 +205,10 @@ def _unlisted(model: nn.Module, trace: Trace, names: list[str]) -> list[Fixed]:
         if operation.macs:
             key = (operation.module, operation.name)
             places[key] = places.get(key, 0) + operation.macs
-    batch = max((t.shape[0] for t in trace.alive[0] if isinstance(t, Tensor) and t.dim() > 0), default=1)
     return fixed + [
-        Fixed(f"{module or 'model'}:{name}", "not a layer of its own: runs and counts at 32 bits", macs // batch)
+        Fixed(
+            f"{module or 'model'}:{name}", "not a layer of its own: runs and counts at 32 bits", macs // max(batch, 1)
+        )
         for (module, name), macs in places.items()
     ]
 

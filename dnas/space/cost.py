@@ -245,7 +245,9 @@ def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
 
 
 def _rows(space: Space, name: str) -> list[int | None]:
-    return [None] if name == "activation_traffic_bits" else list(range(len(space.layers)))
+    if name == "activation_traffic_bits":
+        return [None]
+    return list(range(1 + max((tensor.last for tensor in space.tensors), default=0)))
 
 
 def _float_operations(space: Space, name: str, bits: int) -> float:

@@ -73,6 +73,11 @@ def _sides(layer: nn.Module) -> tuple[int, int]:
     return int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
 
 
+def _through_channels(module: nn.Module) -> int:
+    """Channels of a `TRANSPARENT` module; one factor for all of them (a plain PReLU) serves any number: 0 if it has them."""
+    return int(getattr(module, "num_features", 0) or getattr(module, "num_parameters", 0))
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """One input channel per output channel, and nothing shared between them."""
     groups = getattr(layer, "groups", 1)
@@ -134,9 +139,9 @@ def _order(key: ChannelKey, layers: list[str]) -> tuple[int, int, int]:
 
 
 def _build_graph(marked: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
-    required = [(parameter, parameter.requires_grad) for parameter in marked.parameters()]
+    required = [(parameter, parameter.requires_grad, parameter.grad) for parameter in marked.parameters()]
     try:
-        for parameter, _ in required:
+        for parameter, _, _ in required:
             parameter.requires_grad_(True)
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,9 +149,9 @@ def _build_graph(marked: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
                 marked, example_inputs, forward_fn=lambda model, data: model(*data), verbose=False
             )
     finally:
-        for parameter, flag in required:
+        for parameter, flag, grad in required:
             parameter.requires_grad_(flag)
-            parameter.grad = None
+            parameter.grad = grad
 
 
 def _follow(
@@ -170,16 +175,21 @@ def _follow(
     for item in items:
         target = item.dep.target.module
         roots = item.root_idxs if item.root_idxs is not None else item.idxs
+        side, channels = "", len(item.idxs)
         if path.get(target, "") in layers and is_searchable(target):
             inwards = item.dep.handler.__name__.startswith("prune_in") or "in_channels" in item.dep.handler.__name__
-            side = "in" if inwards else "out"
+            side, channels = "in" if inwards else "out", _sides(target)[0 if inwards else 1]
+        elif isinstance(target, TRANSPARENT) and not path.get(target, "").startswith(("first.", "last.")):
+            side, channels = "through", _through_channels(target)
+        if side and (len(item.idxs) != len(roots) or any(not 0 <= index < channels for index in item.idxs)):
+            reason = f"its channels could not be followed to {path[target]}"
+            blocked.update({(name, "out", i): reason for i in range(out_channels)})
+        elif side:
             for index, root in zip(item.idxs, roots, strict=True):
                 classes.union((name, "out", root), (path[target], side, index))
-        elif isinstance(target, TRANSPARENT):
-            if not path.get(target, "").startswith(("first.", "last.")):
-                for index, root in zip(item.idxs, roots, strict=True):
-                    classes.union((name, "out", root), (path[target], "through", index))
-        elif not _is_operation(target):
+            for index in range(channels):  # channels that no layer produces have a class too: they stay
+                classes.find((path[target], side, index))
+        elif not isinstance(target, TRANSPARENT) and not _is_operation(target):
             reason = f"{type(target).__name__} {path.get(target, '')} mixes or owns these channels"
             blocked.update({(name, "out", root): reason for root in roots})
         if path.get(target, "").startswith(("first.", "last.")):

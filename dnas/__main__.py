@@ -1,0 +1,6 @@
+"""`python -m dnas`."""
+
+from dnas.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The only training loop: epochs, precision, checkpoints, progress, numerics. What is trained is a `Training`."""
+
+import hashlib
+import math
+import os
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.checkpoint import load_state, save_state
+
+Batch = tuple[Tensor, Tensor]
+"""(images, labels): float32 (n, ...) and int64 (n,)."""
+
+
+class NumericsError(RuntimeError):
+    """A loss or gradient that is not finite: training stopped, the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where and how to compute.
+
+    device: `auto`, `cpu`, `cuda` or `cuda:N`. precision: `fp32` or `bf16` (autocast). threads: None leaves torch's own.
+    """
+
+    device: str = "auto"
+    precision: str = "fp32"
+    threads: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"engine.precision is {self.precision!r}; allowed: 'fp32', 'bf16'")
+        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"engine.device is {self.device!r}; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'")
+
+
+class Training(Protocol):
+    """What the engine trains: one `step` per batch, one `evaluate` per epoch, all state in `state`."""
+
+    name: str
+    epochs: int
+    model: nn.Module
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """The epoch's batches; a function of the seed and the epoch alone."""
+
+    def steps(self) -> int:
+        """Batches in an epoch."""
+
+    def step(self, batch: Any, fraction: float) -> dict[str, Tensor]:
+        """Forward, backward and optimiser step; returns numbers to average, `loss` among them."""
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Numbers to log after an epoch."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed that depends on all parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:6], "big")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Engine:
+    """Device, precision and the loop. One object serves all trainings of a run."""
+
+    def __init__(self, config: EngineConfig, console: Console | None = None) -> None:
+        """Sets up the device.
+
+        Lightning Fabric places modules and runs autocast (and DDP under torchrun), so that no loop knows of devices.
+
+        Args:
+            config: see `EngineConfig`.
+            console: where progress goes.
+
+        Raises:
+            ValueError: CUDA is asked for and there is none.
+        """
+        self.config = config
+        kind, _, index = config.device.partition(":")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"engine.device={config.device}, but torch finds no CUDA device; use engine.device=cpu")
+        accelerator = "cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu"
+        devices: Any = [int(index)] if index else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        precision: Any = "32-true" if config.precision == "fp32" else "bf16-mixed"
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        strategy = "ddp_find_unused_parameters_true" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto"
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=strategy)
+        self.fabric.launch()
+        self.console = console or Console()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return int(self.fabric.global_rank)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return int(self.fabric.world_size)
+
+    def fit(self, training: Training, checkpoint: Path | None, board: Board, seed: int) -> list[dict[str, float]]:
+        """Runs a training to its end, resuming from `checkpoint` if that exists.
+
+        Every epoch starts from the checkpointed state and a seed of (seed, name, epoch): a run that was killed at any
+        moment ends with the same weights as one that was not.
+
+        Args:
+            training: what to train.
+            checkpoint: written after every epoch, atomically; None keeps nothing.
+            board: TensorBoard.
+            seed: of the run.
+
+        Returns:
+            one dict of averaged and evaluated numbers per epoch; `seconds` is an epoch's wall time.
+
+        Raises:
+            NumericsError: a loss or gradient that is not finite.
+        """
+        history: list[dict[str, float]] = []
+        if checkpoint is not None and checkpoint.exists():
+            state = load_state(checkpoint)
+            training.load_state(state["training"])
+            history, board_state = state["history"], state["board"]
+            board.load_state(board_state)
+        bar = Progress(
+            TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"), console=self.console, disable=not self.config.progress or self.rank > 0,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task(
+                training.name,
+                total=training.epochs * training.steps(),
+                completed=len(history) * training.steps(),
+                note="",
+            )
+            for epoch in range(len(history), training.epochs):
+                torch.manual_seed(derived_seed(seed, training.name, epoch))
+                start = time.perf_counter()
+                numbers = self._epoch(training, epoch, bar, task)
+                numbers |= training.evaluate(epoch)
+                numbers["seconds"] = time.perf_counter() - start
+                history.append(numbers)
+                board.scalars({f"{training.name}/{k}": v for k, v in numbers.items()}, epoch + 1)
+                bar.update(task, note=_note(numbers))
+                if checkpoint is not None and self.rank == 0:
+                    save_state(checkpoint, {"training": training.state(), "history": history, "board": board.state()})
+        return history
+
+    def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
+        training.model.train()
+        sums: dict[str, Tensor] = {}
+        count, total = 0, max(training.epochs * training.steps(), 1)
+        for i, batch in enumerate(training.batches(epoch)):
+            fraction = (epoch * training.steps() + i) / total
+            numbers = training.step(batch, fraction)
+            if not math.isfinite(float(numbers["loss"])):
+                raise NumericsError(
+                    f"{training.name}: the loss is {float(numbers['loss'])} at epoch {epoch}, step {i}; first not finite: "
+                    f"{first_not_finite(training.model, batch)}; the checkpoint of the last good epoch is kept. "
+                    "Lower the learning rate or clip gradients (optimiser.clip)"
+                )
+            for key, value in numbers.items():
+                sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
+            count += 1
+            bar.update(task, advance=1)
+        return {key: float(value) / max(count, 1) for key, value in sums.items()}
+
+
+def _note(numbers: Mapping[str, float]) -> str:
+    shown = ("loss", "accuracy", "cost")
+    return "  ".join(f"{key} {numbers[key]:.3f}" for key in shown if key in numbers)
+
+
+def first_not_finite(model: nn.Module, batch: Any) -> str:
+    """Names the parameter, gradient or module output that is the first not to be finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"parameter {name}"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return f"gradient of {name}"
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def check(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                found.append(f"output of {name or type(module).__name__}")
+
+        return check
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+    try:
+        while not isinstance(batch[0], Tensor):
+            batch = batch[0]
+        with torch.no_grad():
+            model(batch[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss itself"

@@ -1,0 +1,73 @@
+"""Batches by epoch: what every training reads, from the project's own data or from a user's loader."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dnas.engine import Batch
+
+
+class EpochBatches(Protocol):
+    """Batches that know their epoch: a function of the epoch's number alone, so that a resumed run sees the same."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+
+
+class LoaderBatches:
+    """A user's loader (anything that yields (images, labels) and has a length) as `EpochBatches`."""
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        """Wraps a loader.
+
+        Args:
+            loader: e.g. a torch DataLoader; reseeded per epoch through torch's global generator.
+            device: where batches go.
+
+        Raises:
+            TypeError: the loader has no length.
+        """
+        if not hasattr(loader, "__len__") or not hasattr(loader, "__iter__"):
+            raise TypeError(
+                f"{type(loader).__name__} is not a loader: needed are __iter__ and __len__, as a DataLoader has"
+            )
+        self.loader, self.device = loader, device
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.loader)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The loader's batches, on the device."""
+        for x, y in self.loader:
+            yield x.to(self.device), y.to(self.device)
+
+
+def as_batches(loader: Any, device: torch.device) -> EpochBatches:
+    """The loader itself if it knows epochs, else wrapped."""
+    return loader if hasattr(loader, "epoch") else LoaderBatches(loader, device)
+
+
+def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Batch]:
+    """The first batches of an epoch, until they hold so many images."""
+    found: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for x, y in batches.epoch(epoch):
+        if count >= images:
+            break
+        found.append((x, y))
+        count += len(y)
+    return found
+
+
+def endless(batches: EpochBatches, epoch: int) -> Iterable[Batch]:
+    """The epoch's batches again and again, each time in a new order."""
+    round_ = 0
+    while True:
+        yield from batches.epoch(epoch * 1000 + round_)
+        round_ += 1

@@ -1,0 +1,172 @@
+"""What all trainings share: optimiser, learning-rate schedule, distillation, accuracy, batch-norm statistics."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnas.engine import Batch, NumericsError
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """SGD with Nesterov momentum and a cosine schedule after a linear warm-up.
+
+    weight_decay does not reach biases, normalisations and step sizes; step_lr multiplies the rate of step sizes; clip
+    bounds the gradient norm; warmup is a share of training.
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    step_lr: float = 1.0
+    clip: float = 5.0
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or not self.clip > 0:
+            raise ValueError(
+                f"optimiser: lr > 0, 0 <= momentum < 1, weight_decay >= 0 and clip > 0 are needed; found {self}"
+            )
+
+
+class Optimiser:
+    """SGD over a model's weights and step sizes, scheduled by the fraction of training that is done."""
+
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], steps: Iterable[nn.Parameter], config: OptimiserConfig
+    ) -> None:
+        """Sorts parameters into groups.
+
+        Args:
+            named: all parameters to train, by name.
+            steps: which of them are step sizes.
+            config: rates.
+        """
+        self.config = config
+        step_ids = {id(p) for p in steps}
+        self._named = [(name, p) for name, p in named]
+        decayed = [p for _, p in self._named if p.dim() > 1 and id(p) not in step_ids]
+        others = [p for _, p in self._named if p.dim() <= 1 and id(p) not in step_ids]
+        sizes = [p for _, p in self._named if id(p) in step_ids]
+        self._factors = [1.0, 1.0, config.step_lr]
+        decays = [config.weight_decay, 0.0, 0.0]
+        self._parameters = [p for _, p in self._named]
+        groups = [
+            {"params": params, "weight_decay": decay, "factor": factor}
+            for params, decay, factor in zip((decayed, others, sizes), decays, self._factors, strict=True)
+            if params
+        ]
+        self.sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+    def rate(self, fraction: float) -> float:
+        """Learning rate after this fraction of training."""
+        warmup = self.config.warmup
+        if fraction < warmup:
+            return self.config.lr * (fraction + 1e-3) / (warmup + 1e-3)
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / max(1 - warmup, 1e-9)))
+
+    def step(self, loss: Tensor, fraction: float) -> None:
+        """Backward and one update.
+
+        Raises:
+            NumericsError: a gradient that is not finite, named.
+        """
+        self.sgd.zero_grad(set_to_none=True)
+        loss.backward()
+        self.update(fraction)
+
+    def update(self, fraction: float) -> None:
+        """One update from the gradients that are there."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
+        if not math.isfinite(float(norm)):
+            bad = [n for n, p in self._named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+            raise NumericsError(
+                f"the gradient of {bad[0] if bad else 'the loss'} is not finite after {fraction:.1%} of training; the "
+                "checkpoint of the last good epoch is kept; lower the learning rate (optimiser.lr)"
+            )
+        for group in self.sgd.param_groups:
+            group["lr"] = self.rate(fraction) * group["factor"]
+        self.sgd.step()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015); logits (n, classes) -> ()."""
+    target = F.log_softmax(teacher / temperature, 1)
+    found = F.log_softmax(student / temperature, 1)
+    return F.kl_div(found, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def task_loss(logits: Tensor, labels: Tensor, teacher: nn.Module | None, x: Tensor, share: float) -> Tensor:
+    """Cross-entropy, `share` of it replaced by distillation from the teacher where there is one."""
+    loss = F.cross_entropy(logits, labels)
+    if teacher is None or share == 0.0:
+        return loss
+    with torch.no_grad():
+        target = teacher(x)
+    return (1 - share) * loss + share * distillation_loss(logits, target)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
+    """(accuracy in %, mean cross-entropy) in evaluation mode; the training mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    correct, loss, count = 0, 0.0, 0
+    try:
+        for x, y in batches:
+            logits = model(x)
+            correct += int((logits.argmax(1) == y).sum())
+            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            count += len(y)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return 100.0 * correct / max(count, 1), loss / max(count, 1)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by the batch at hand and keep their running statistics; everything else evaluates."""
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    running = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    model.eval()
+    for norm in norms:
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, (mean, variance, tracked) in zip(norms, running, strict=True):
+            norm.track_running_stats = True
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, variance, tracked
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Replaces running statistics by plain averages over these batches; all else runs as in evaluation."""
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    if not norms:
+        return
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        for x, _ in batches:
+            model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,138 @@
+"""Training of a realised network: distilled, cosine schedule, batch-norm statistics re-estimated at the end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Batch, Engine, EngineConfig
+from dnas.loaders import EpochBatches, as_batches, first_batches
+from dnas.recipe import Optimiser, OptimiserConfig, evaluate, reestimate_batch_norm, task_loss
+from quant.brevitas import LearnedStepQuant
+
+BASELINES = ("uniform", "random")
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """The recipe that the searched network and every baseline get alike.
+
+    distill: share of the loss that is distillation from the float network. norm_images: for the batch-norm statistics.
+    baselines: networks of equal cost to compare with, any of `uniform`, `random`. uniform_candidates: how many uniform
+    networks are trained, those nearest to the budget first; the best on validation is the baseline.
+    """
+
+    epochs: int = 12
+    batch_size: int = 64
+    distill: float = 0.5
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=0.02, weight_decay=1e-4))
+    norm_images: int = 2048
+    baselines: tuple[str, ...] = BASELINES
+    uniform_candidates: int = 4
+
+    def __post_init__(self) -> None:
+        unknown = set(self.baselines) - set(BASELINES)
+        if unknown:
+            raise ValueError(f"retrain.baselines has {sorted(unknown)}; allowed: {list(BASELINES)}")
+        if self.epochs < 0 or self.uniform_candidates < 1 or not 0 <= self.distill <= 1:
+            raise ValueError("retrain: epochs >= 0, uniform_candidates >= 1 and 0 <= distill <= 1 are needed")
+
+
+class RetrainTraining:
+    """Distilled training of fixed-bit Brevitas layers, weights and step sizes together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: EpochBatches,
+        validation: EpochBatches,
+        teacher: nn.Module | None,
+        config: RetrainConfig,
+        engine: Engine,
+        name: str = "retrain",
+    ) -> None:
+        self.model, self.train, self.validation, self.teacher = model, train, validation, teacher
+        self.config, self.epochs, self.name = config, config.epochs, name
+        self.forward = engine.fabric.setup_module(model)
+        steps = [module.step for module in model.modules() if isinstance(module, LearnedStepQuant)]
+        self.optimiser = Optimiser(model.named_parameters(), steps, config.optimiser)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's training batches."""
+        return self.train.epoch(epoch)
+
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self.train)
+
+    def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
+        """One update."""
+        x, y = batch
+        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        self.optimiser.step(loss, fraction)
+        return {"loss": loss.detach()}
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Validation accuracy in %."""
+        return {"accuracy": evaluate(self.model, self.validation.epoch(0))[0]}
+
+    def state(self) -> dict[str, Any]:
+        """Model and optimiser."""
+        return {"model": self.model.state_dict(), "optimiser": self.optimiser.sgd.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores model and optimiser."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.sgd.load_state_dict(state["optimiser"])
+
+
+def retrain(
+    model: nn.Module,
+    train: Any,
+    validation: Any,
+    teacher: nn.Module | None = None,
+    config: RetrainConfig | None = None,
+    engine: Engine | None = None,
+    checkpoint: Path | None = None,
+    board: Board | None = None,
+    seed: int = 0,
+    name: str = "retrain",
+) -> list[dict[str, float]]:
+    """Trains a realised network in place.
+
+    Args:
+        model: what `realise` returned.
+        train: batches of (images, labels): `dnas.data.Batches`, or any loader with a length.
+        validation: the same, for the accuracy that is shown.
+        teacher: the float network to distil from; None trains on labels alone.
+        config: the recipe.
+        engine: device and precision.
+        checkpoint: where to keep the state after every epoch, and to resume from.
+        board: TensorBoard.
+        seed: of the run.
+        name: in logs and in the derived seeds.
+
+    Returns:
+        numbers of every epoch.
+
+    Raises:
+        NumericsError: a loss or gradient that is not finite.
+    """
+    config, engine = config or RetrainConfig(), engine or Engine(EngineConfig())
+    train, validation = as_batches(train, engine.device), as_batches(validation, engine.device)
+    model.to(engine.device)
+    if teacher is not None:
+        teacher.to(engine.device).eval()
+    training = RetrainTraining(model, train, validation, teacher, config, engine, name)
+    history = engine.fit(training, checkpoint, board or Board(None), seed)
+    reestimate(model, first_batches(train, config.norm_images))
+    model.eval()
+    return history
+
+
+def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Batch-norm statistics over these batches."""
+    reestimate_batch_norm(model, batches)

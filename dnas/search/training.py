@@ -1,0 +1,163 @@
+"""The Gumbel-softmax search: weights and choices of a supernet trained jointly under a budget."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Batch, Engine
+from dnas.loaders import EpochBatches, endless
+from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss
+from dnas.search.budget import Budget
+from dnas.search.supernet import Supernet, freeze
+
+LEVELS = ("two", "one")
+SCORE_METHODS = ("measured", "gradient", "logits")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The schedule of a search.
+
+    level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
+    warmup: share of the search that trains weights only, every option sampled alike.
+    distill: share of the loss that is distillation from the float network.
+    choice_lr: Adam's rate for the logits. scores: how options are scored at the end; score_images and score_rounds are
+    of `measured`.
+    """
+
+    epochs: int = 12
+    batch_size: int = 64
+    warmup: float = 0.25
+    level: str = "two"
+    distill: float = 0.5
+    choice_lr: float = 0.03
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=0.02, weight_decay=1e-4))
+    scores: str = "measured"
+    score_images: int = 2048
+    score_rounds: int = 2
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"search.level is {self.level!r}; allowed: {list(LEVELS)}")
+        if self.scores not in SCORE_METHODS:
+            raise ValueError(f"search.scores is {self.scores!r}; allowed: {list(SCORE_METHODS)}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or self.epochs < 1:
+            raise ValueError("search: epochs >= 1, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+
+
+class SearchTraining:
+    """One `step` is one batch of weights and, after the warm-up, one of choices."""
+
+    name = "search"
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        budget: Budget,
+        weights: EpochBatches,
+        choices: EpochBatches | None,
+        validation: EpochBatches,
+        teacher: nn.Module | None,
+        config: SearchConfig,
+        engine: Engine,
+        board: Board,
+    ) -> None:
+        """Sets up optimisers.
+
+        Args:
+            supernet: what is trained.
+            budget: its penalty is added to the loss of the choices.
+            weights: batches that train weights and step sizes.
+            choices: batches that train choices; None with `level="one"`.
+            validation: for the accuracy that is shown.
+            teacher: the float network, in evaluation mode; None trains without distillation.
+            config: the schedule.
+            engine: device and precision.
+            board: TensorBoard.
+        """
+        self.model = self.supernet = supernet
+        self.budget, self.weights, self.choices, self.validation = budget, weights, choices, validation
+        self.teacher, self.config, self.board, self.epochs = teacher, config, board, config.epochs
+        self.forward = engine.fabric.setup_module(supernet)
+        trained = {id(p) for p in supernet.weight_parameters()}
+        named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
+        self.optimiser = Optimiser(named, supernet.step_parameters(), config.optimiser)
+        self.choice_optimiser = torch.optim.Adam(supernet.choice_parameters(), lr=config.choice_lr, betas=(0.5, 0.999))
+
+    def batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
+        """Pairs of a batch for weights and one for choices."""
+        if self.choices is None:
+            yield from ((batch, None) for batch in self.weights.epoch(epoch))
+            return
+        yield from zip(self.weights.epoch(epoch), endless(self.choices, epoch), strict=False)
+
+    def steps(self) -> int:
+        """Pairs in an epoch."""
+        return len(self.weights)
+
+    def step(self, batch: tuple[Batch, Batch | None], fraction: float) -> dict[str, Tensor]:
+        """One update of the weights and, after the warm-up, one of the choices."""
+        (x, y), second = batch
+        warming = fraction < self.config.warmup
+        self.supernet.anneal(0.0 if warming else (fraction - self.config.warmup) / (1 - self.config.warmup))
+        joint = self.choices is None and not warming
+        freeze(self.supernet.choice_parameters(), not joint)
+        freeze(self.supernet.weight_parameters(), False)
+        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        numbers = {"loss": loss.detach()}
+        if joint:
+            penalty = self.budget.penalty(self.supernet)
+            numbers["penalty"] = penalty.detach()
+            self.choice_optimiser.zero_grad(set_to_none=True)
+            self.optimiser.step(loss + penalty, fraction)
+            self.choice_optimiser.step()
+        else:
+            self.optimiser.step(loss, fraction)
+        if second is not None and not warming:
+            numbers |= self._train_choices(*second)
+        return numbers
+
+    def _train_choices(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        freeze(self.supernet.choice_parameters(), False)
+        freeze(self.supernet.weight_parameters(), True)
+        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        penalty = self.budget.penalty(self.supernet)
+        self.choice_optimiser.zero_grad(set_to_none=True)
+        (loss + penalty).backward()
+        self.choice_optimiser.step()
+        freeze(self.supernet.weight_parameters(), False)
+        return {"choice_loss": loss.detach(), "penalty": penalty.detach()}
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Accuracy of the most probable architecture, every budgeted cost against its limit, and what drives them."""
+        supernet = self.supernet
+        with batch_statistics(supernet):
+            accuracy, _ = evaluate(supernet, self.validation.epoch(0))
+        numbers = {"accuracy": accuracy, "temperature": float(supernet.temperature)}
+        likely = supernet.most_probable()
+        with torch.no_grad():
+            for name, limit in self.budget.limits(supernet.space).items():
+                numbers[f"{name}_expected_over_budget"] = float(supernet.cost(name)) / limit
+                numbers[f"{name}_argmax_over_budget"] = float(likely.cost(name)) / limit
+                numbers[f"{name}_multiplier"] = float(supernet.multiplier(name)[0])
+            found = {name: p.tolist() for name, p in supernet.probabilities().items()}
+        self.board.choices(supernet.space, found, epoch + 1)
+        return numbers
+
+    def state(self) -> dict[str, Any]:
+        """Supernet (its generator and multipliers included) and both optimisers."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimiser": self.optimiser.sgd.state_dict(),
+            "choice_optimiser": self.choice_optimiser.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores all of it."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimiser.sgd.load_state_dict(state["optimiser"])
+        self.choice_optimiser.load_state_dict(state["choice_optimiser"])

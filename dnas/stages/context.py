@@ -1,0 +1,173 @@
+"""What every stage starts from: the configuration, the folder, and loaders of what earlier stages wrote."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.checkpoint import load_state, write_atomically
+from dnas.config import Config, parse_config
+from dnas.data import Batches, Data, Split, load_data
+from dnas.engine import Engine, derived_seed
+from dnas.loaders import EpochBatches
+from dnas.models import build_model
+from dnas.models.imports import make_working_directory_importable
+from dnas.realise import realise
+from dnas.run import RunError, RunFolder, is_run_folder
+from dnas.search.budget import Budget
+from dnas.search.supernet import Supernet
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
+from dnas.space.cost import LayerCost
+
+
+@dataclass
+class Run:
+    """One run: everything here is derived from the configuration and the files of the folder."""
+
+    config: Config
+    folder: RunFolder
+    engine: Engine
+    console: Console
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, split."""
+        return load_data(self.config.data, self.config.seed)
+
+    @cached_property
+    def functions(self) -> Mapping[str, LayerCost]:
+        """The user's own costs."""
+        make_working_directory_importable()
+        return {name: get_object(target.replace(":", ".")) for name, target in self.config.cost.functions.items()}
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The budgets of the configuration."""
+        found = self.config.budget
+        return Budget(strength=found.strength, rate=found.rate, functions=self.functions, **found.caps())
+
+    @cached_property
+    def space(self) -> Space:
+        """The space that preflight wrote."""
+        return Space.from_json(self.folder.read("space.json", "preflight"))
+
+    def model(self) -> nn.Module:
+        """The user's network as it starts: with the checkpoint's weights, or initialised from the seed."""
+        torch.manual_seed(derived_seed(self.config.seed, "model"))
+        shape = self.data.image_shape
+        model = build_model(self.config.model, shape[0], len(self.data.classes), shape)
+        return model.to(self.engine.device)
+
+    def float_model(self) -> nn.Module:
+        """The trained float network, in evaluation mode.
+
+        Raises:
+            RunError: the search stage has not got that far.
+        """
+        model, path = self.model(), self.folder.file("float.safetensors")
+        if not path.exists():
+            raise RunError(f"{path} is missing; run stage=search in this folder first")
+        model.load_state_dict(load_file(path, device=str(self.engine.device)))
+        return model.eval()
+
+    def supernet(self, trained: bool = True) -> Supernet:
+        """The supernet, as the search left it or as it starts."""
+        seed = derived_seed(self.config.seed, "choices")
+        supernet = Supernet(self.float_model(), self.space, self.config.relax, seed, self.functions)
+        supernet.to(self.engine.device)
+        if not trained:
+            return supernet
+        path = self.folder.file("search.ckpt")
+        if not path.exists():
+            raise RunError(f"{path} is missing; run stage=search in this folder first")
+        supernet.load_state_dict(load_state(path)["training"]["supernet"])
+        return supernet.eval()
+
+    def architecture(self) -> Architecture:
+        """What select chose."""
+        found = Architecture.from_json(self.folder.read("architecture.json", "select"), self.space)
+        return Architecture(found.space, found.options, found.kept, found.certificate, self.functions)
+
+    def realised(self, architecture: Architecture, weights: Path | None, supernet: Supernet | None = None) -> nn.Module:
+        """The network of an architecture, with weights from a file where one is given."""
+        model = realise(supernet or self.supernet(), architecture)
+        if weights is not None:
+            if not weights.exists():
+                raise RunError(f"{weights} is missing; run stage=retrain in this folder first")
+            load_model(model, weights, device=str(self.engine.device))
+        return model.to(self.engine.device).eval()
+
+    def batches(self, split: Split | str, size: int, shuffle: bool, name: str = "") -> EpochBatches:
+        """Batches of a split; shuffled ones are augmented and complete."""
+        data = self.data
+        chosen = data.splits[split] if isinstance(split, str) else split
+        size = min(size, len(chosen))
+        return Batches(
+            chosen,
+            batch_size=size,
+            seed=derived_seed(self.config.seed, "batches", name),
+            mean=data.mean,
+            std=data.std,
+            augment=data.augment if shuffle else "none",
+            device=self.engine.device,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            rank=self.engine.rank if shuffle else 0,
+            world_size=self.engine.world_size if shuffle else 1,
+        )
+
+    def images(self, split: Split | str, count: int | None = None) -> Tensor:
+        """Normalised images of a split, in its order; shape (count, channels, height, width)."""
+        chosen = self.data.splits[split] if isinstance(split, str) else split
+        count = len(chosen) if count is None else min(count, len(chosen))
+        return next(iter(self.batches(chosen.take(torch.arange(count)), count, False).epoch(0)))[0]
+
+    def board(self, name: str, enabled: bool = True) -> Board:
+        """TensorBoard events in the folder."""
+        wanted = enabled and self.config.report.tensorboard and self.engine.rank == 0
+        return Board(self.folder.file("tensorboard") / name if wanted else None)
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Writes a model's weights as safetensors, shared ones once."""
+    write_atomically(path, lambda temporary: save_model(model, str(temporary)))
+
+
+def open_folder(path: Path, engine: Engine | None = None, console: Console | None = None) -> Run:
+    """A run from its folder alone.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    if not is_run_folder(path):
+        raise RunError(f"{path} is not a run folder of dnas; it needs config.yaml, as dnas writes it")
+    content = OmegaConf.load(path / "config.yaml")
+    if not isinstance(content, DictConfig):
+        raise RunError(f"{path}/config.yaml is damaged")
+    config = parse_config(content)
+    return Run(config, RunFolder(path), engine or Engine(config.engine), console or Console())
+
+
+def load(run_folder: str | Path) -> nn.Module:
+    """The finished network of a run: realised, with its retrained weights, in evaluation mode.
+
+    Args:
+        run_folder: folder of a run whose retrain stage is done; nothing in it is unpickled.
+
+    Returns:
+        the network; `architecture` is an attribute of it.
+
+    Raises:
+        RunError: no run, or not finished so far.
+    """
+    run = open_folder(Path(run_folder))
+    return run.realised(run.architecture(), run.folder.file("model.safetensors"))

@@ -1,0 +1,75 @@
+"""ONNX files and the proof that they compute what the network computes: verify.json."""
+
+from typing import Any
+
+import torch
+
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Layer
+from dnas.space.cost import LAYER_COSTS, build_cost
+from dnas.stages.context import Run
+from quant.export import export as write_onnx
+from quant.graph import ExportedLayer, read_layers
+from quant.verify import VerificationError, verify
+
+
+def export(run: Run) -> None:
+    """Writes model.<format>.onnx and verify.json.
+
+    Raises:
+        VerificationError: a file does not compute what the network computes, or its cost is not the architecture's.
+    """
+    config, architecture = run.config.export, run.architecture()
+    model = run.realised(architecture, run.folder.file("model.safetensors"))
+    images = run.images("test")
+    if len(images) < config.images:
+        others = [run.images(name) for name in ("validation", "choices", "weights")]
+        images = torch.cat([images, *others])
+    images = images[: config.images]
+    files = {format: run.folder.file(f"model.{format}.onnx") for format in config.formats}
+    for format, path in files.items():
+        write_onnx(model, images[:2], path, format)  # type: ignore[arg-type]
+    found = verify(model, images[:2], images, files, qonnx_images=config.qonnx_images)
+    found["costs"] = {format: check_costs(architecture, read_layers(path)) for format, path in files.items()}
+    run.folder.write_json("verify.json", found)
+    for name, result in found["runtimes"].items():
+        run.console.print(
+            f"{name}: {result['images']} images, {result['differing_predictions']} predictions differ, largest logit "
+            f"difference {result['largest_logit_difference']:.2g}, {result['ties']} float ties",
+            highlight=False,
+        )
+
+
+def check_costs(architecture: Architecture, exported: list[ExportedLayer]) -> dict[str, Any]:
+    """Costs recomputed from a file's own shapes and widths; they must equal the architecture's.
+
+    Raises:
+        VerificationError: they do not.
+    """
+    space = architecture.space
+    found: dict[str, float] = {}
+    for name, function in LAYER_COSTS.items():
+        constant = build_cost(space, name).constants[0]
+        per_layer: dict[str, float] = {}
+        for use in exported:
+            layer = _geometry(space.layer(use.layer), use)
+            value = function(layer, use.in_channels, use.out_channels, use.weight_bits, use.act_bits)
+            per_layer[use.layer] = value + (0.0 if name == "weight_bits" else per_layer.get(use.layer, 0.0))
+        found[name] = sum(per_layer.values()) + constant
+        wanted = architecture.cost(name)
+        if abs(found[name] - wanted) > 1e-9 * max(wanted, 1):
+            raise VerificationError(f"{name} of the exported file is {found[name]}, the architecture's is {wanted}")
+    return found
+
+
+def _geometry(layer: Layer, use: ExportedLayer) -> Layer:
+    """The layer as the file has it."""
+    kernel = 1
+    for size in use.weight_shape[2:]:
+        kernel *= size
+    positions = use.input_positions if use.op == "ConvTranspose" else use.output_positions
+    depthwise = use.groups > 1 and use.groups == use.in_channels == use.out_channels
+    return Layer(
+        layer.name, layer.kind, positions, kernel, use.groups, depthwise or layer.depthwise, layer.inputs, layer.outputs,
+        layer.weight_choice, layer.act_choice,
+    )  # fmt: skip

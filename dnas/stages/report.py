@@ -1,0 +1,185 @@
+"""The test set, read once; report.json, report.html, hparams, and the table."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dnas.recipe import evaluate
+from dnas.report.html import write_html
+from dnas.report.pareto import collect, pareto_table
+from dnas.search.scores import Scores
+from dnas.space.architecture import Architecture
+from dnas.space.cost import build_cost, kept_channels, reference_cost
+from dnas.stages.context import Run
+from quant.pack import packed_bytes
+
+SHOWN_COSTS = ("bops", "macs", "weight_bits")
+PACKAGES = ("torch", "brevitas", "onnx", "onnxruntime", "qonnx", "scipy", "numpy", "hydra-core")
+CONVENTION = (
+    "BOPs = MACs x weight bits x activation bits, summed over every layer, the first (8-bit input) and the last included; "
+    "biases, normalisations and additions are not counted. Relative: to the same network at full width with 8-bit weights "
+    "and activations."
+)
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Evaluates every network of the run on the test set, once, and writes the report."""
+    names = list(dict.fromkeys([*SHOWN_COSTS, *run.budget.caps]))
+    rows = [_float_row(run)]
+    records = [_record(path) for path in sorted(run.folder.file("baselines").glob("*.json"))]
+    uniform = [record for record in records if record["method"] == "uniform"]
+    if uniform:
+        rows.append(_row(run, max(uniform, key=lambda record: record["validation_accuracy"]), names))
+    rows += [_row(run, record, names) for record in records if record["method"] == "random"]
+    rows.append(_row(run, _record(run.folder.file("model.json")), names))
+    content = _content(run, rows, names)
+    board = run.board("search")
+    board.hparams(_hparams(run), {"test_accuracy": rows[-1]["accuracy"], **rows[-1]["relative"]})
+    board.close()
+    write_html(content, run.folder.file("report.html"))
+    run.folder.write_json("report.json", content)
+    return content
+
+
+def show(run: Run) -> None:
+    """Prints the table of a finished run and where its files are."""
+    run.console.print(pareto_table(collect([run.folder.path])))
+    run.console.print(f"run folder   {run.folder.path}", highlight=False)
+    run.console.print(f"report       {run.folder.file('report.html')}", highlight=False)
+    for path in sorted(run.folder.path.glob("*.onnx")):
+        run.console.print(f"ONNX         {path}", highlight=False)
+    run.console.print(f"TensorBoard  tensorboard --logdir {run.folder.file('tensorboard')}", highlight=False)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found | {"weights": str(path.with_suffix(".safetensors"))}
+
+
+def _test_accuracy(run: Run, model: nn.Module) -> float:
+    return evaluate(model, run.batches("test", 500, False).epoch(0))[0]
+
+
+def _float_row(run: Run) -> dict[str, Any]:
+    model = run.float_model()
+    found = run.folder.read_json("float.json", "search")
+    macs = reference_cost(run.space, "macs")
+    float_bops, float_bits = reference_cost(run.space, "bops", 32), reference_cost(run.space, "weight_bits", 32)
+    return {
+        "method": "float",
+        "architecture": "float32",
+        "accuracy": _test_accuracy(run, model),
+        "validation_accuracy": found["validation_accuracy"],
+        "costs": {"bops": float_bops, "macs": macs, "weight_bits": float_bits},
+        "relative": {"bops": float_bops / reference_cost(run.space, "bops")},
+        "weight_bytes": int(float_bits // 8),
+        "search_cost": None,
+        "seconds": sum(numbers["seconds"] for numbers in found["history"]),
+        "within_budget": False,
+    }
+
+
+def _row(run: Run, record: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    stored = record["architecture"]
+    kept = {name: tuple(indices) for name, indices in stored["kept"].items()}
+    architecture = Architecture(run.space, stored["options"], kept, None, run.functions)
+    model = run.realised(architecture, Path(record["weights"]))
+    one = _record(run.folder.file("model.json"))["seconds"]
+    searching = run.folder.read_json("search.json", "search")["seconds"]
+    return {
+        "method": record["method"],
+        "architecture": record["text"],
+        "accuracy": _test_accuracy(run, model),
+        "validation_accuracy": record["validation_accuracy"],
+        "costs": {name: architecture.cost(name) for name in names},
+        "relative": {name: architecture.cost(name, relative=True) for name in names},
+        "weight_bytes": packed_bytes(model).weights,
+        "search_cost": searching / one if record["method"] == "ours" and one else None,
+        "seconds": record["seconds"],
+        "within_budget": run.budget.holds(architecture),
+    }
+
+
+def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    config, space, architecture = run.config, run.space, run.architecture()
+    scores = Scores.from_json(run.folder.read("scores.json", "search"))
+    certificate = architecture.certificate
+    verified = run.folder.read_json("verify.json", "export")
+    return {
+        "type": "dnas.Report",
+        "version": 1,
+        "name": config.report.title or run.folder.path.name,
+        "model": config.model.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "budgets": dict(run.budget.caps),
+        "limits": run.budget.limits(space),
+        "reference": {name: reference_cost(space, name, functions=run.functions) for name in names},
+        "convention": CONVENTION,
+        "rows": rows,
+        "layers": _layers(run, architecture),
+        "scores": {"method": scores.method, "values": {name: list(values) for name, values in scores.values.items()}},
+        "choices": {
+            c.name: {"kind": c.kind, "options": list(c.options), "chosen": architecture[c.name]}
+            for c in space.searched()
+        },
+        "gap": run.folder.read_json("select.json", "select")["gap"],
+        "certificate": asdict(certificate) if certificate else None,
+        "fixed": [asdict(fixed) for fixed in space.fixed],
+        "verify": {key: verified[key] for key in ("runtimes", "packed", "file_bytes", "costs")},
+        "stages": run.folder.stages(),
+        "config": run.folder.read("config.yaml", "preflight"),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.machine()}, {run.engine.device}",
+        "commit": _commit(),
+        "files": sorted(path.name for path in run.folder.path.glob("model.*")),
+    }
+
+
+def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:
+    space, positions, found = run.space, architecture.positions(), []
+    costs = {name: build_cost(space, name) for name in ("macs", "bops")}
+    for layer in space.layers:
+        own = {
+            name: sum(f.at(positions) for f in cost.rows[0] if layer.weight_choice in f.choices)
+            for name, cost in costs.items()
+        }
+        found.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "weight_bits": architecture[layer.weight_choice],
+                "act_bits": architecture[layer.act_choice],
+                "in": kept_channels(space, layer.inputs, positions),
+                "in_full": len(layer.inputs),
+                "out": kept_channels(space, layer.outputs, positions),
+                "out_full": len(layer.outputs),
+                **own,
+            }
+        )
+    return found
+
+
+def _hparams(run: Run) -> dict[str, Any]:
+    config = run.config
+    return {
+        "seed": config.seed, "model": config.model.name, "data": config.data.name, "relax": config.relax.mode,
+        "search_epochs": config.search.epochs, "search_lr": config.search.optimiser.lr,
+        "choice_lr": config.search.choice_lr, "retrain_epochs": config.retrain.epochs,
+        **{f"budget_{name}": cap for name, cap in run.budget.caps.items()},
+    }  # fmt: skip
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package runs from, if it is one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -1,0 +1,92 @@
+"""The searched network and its baselines, all trained by the same recipe from the same supernet."""
+
+import json
+from typing import Any
+
+from dnas.checkpoint import write_text
+from dnas.engine import derived_seed
+from dnas.recipe import evaluate
+from dnas.retrain import retrain as train_realised
+from dnas.select.reference import random_architecture, uniform_candidates
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
+from dnas.stages.context import Run, save_weights
+
+
+def retrain(run: Run) -> None:
+    """Writes model.safetensors, the baselines' weights, and retrain.json with their accuracies on validation."""
+    _train(run, "ours", "model", run.architecture())
+    if "random" in run.config.retrain.baselines:
+        _train(run, "random", "baselines/random", random_architecture(run.space, run.budget, run.config.seed))
+    if "uniform" in run.config.retrain.baselines:
+        for i, architecture in enumerate(nearest_uniform(run)):
+            _train(run, "uniform", f"baselines/uniform{i}", architecture)
+
+
+def nearest_uniform(run: Run) -> list[Architecture]:
+    """The uniform networks that are trained: those that spend most of the budget."""
+    limits = run.budget.limits(run.space)
+
+    def spent(architecture: Architecture) -> float:
+        return max(float(architecture.cost(name)) / limit for name, limit in limits.items())
+
+    found = sorted(uniform_candidates(run.space, run.budget), key=spent, reverse=True)
+    return found[: run.config.retrain.uniform_candidates]
+
+
+def _train(run: Run, method: str, file: str, architecture: Architecture) -> None:
+    """Trains one network unless its record is there already."""
+    record = run.folder.file(f"{file}.json")
+    if record.exists():
+        return
+    config = run.config.retrain
+    supernet = run.supernet()
+    architecture = supernet.with_filters(architecture)
+    model = run.realised(architecture, None, supernet)
+    train = run.batches(run.data.training(), config.batch_size, True, "retrain")
+    validation = run.batches("validation", 500, False)
+    board = run.board(f"retrain/{file.split('/')[-1]}")
+    seed = derived_seed(run.config.seed, "retrain")
+    history = train_realised(
+        model,
+        train,
+        validation,
+        run.float_model(),
+        config,
+        run.engine,
+        run.folder.file(f"{file}.ckpt"),
+        board,
+        seed,
+        method,
+    )
+    accuracy, _ = evaluate(model, validation.epoch(0))
+    board.close()
+    save_weights(run.folder.file(f"{file}.safetensors"), model)
+    content: dict[str, Any] = {
+        "method": method,
+        "text": summary(architecture),
+        "architecture": json.loads(architecture.to_json()),
+        "validation_accuracy": accuracy,
+        "seconds": sum(numbers["seconds"] for numbers in history),
+        "images": len(train) * config.batch_size * config.epochs,
+        "history": history,
+    }
+    write_text(record, json.dumps(content, indent=1))
+
+
+def summary(architecture: Architecture) -> str:
+    """A short text for tables: widths and share of filters, or their means where they differ."""
+    space: Space = architecture.space
+
+    def show(kind: str) -> str:
+        chosen = [architecture[c.name] for c in space.searched() if c.kind == kind]
+        if not chosen:
+            return "8"
+        return str(chosen[0]) if len(set(chosen)) == 1 else f"~{sum(chosen) / len(chosen):.1f}"
+
+    sizes = {group.choice: group.size for group in space.groups}
+    searched = [c.name for c in space.searched() if c.kind == "filters"]
+    shares = [architecture[name] / sizes[name] for name in searched] or [1.0]
+    mean = sum(shares) / len(shares)
+    width = f"{mean:.2g}" if len({round(share, 2) for share in shares}) == 1 else f"~{mean:.2f}"
+    return f"W{show('weight_bits')} A{show('act_bits')} filters x{width}"

@@ -1,0 +1,58 @@
+"""Float training where it is needed, then the search: float.safetensors, search.ckpt, scores.json, search.json."""
+
+import time
+
+from dnas.checkpoint import write_text
+from dnas.engine import derived_seed
+from dnas.pretrain import FloatTraining
+from dnas.recipe import evaluate
+from dnas.searcher import search as search_choices
+from dnas.stages.context import Run, save_weights
+
+
+def search(run: Run) -> None:
+    """Trains the float network (unless a checkpoint brings its weights) and the supernet, and scores the options."""
+    config, data = run.config, run.data
+    validation = run.batches("validation", 500, False)
+    if not run.folder.file("float.safetensors").exists():
+        model = run.model()
+        history = []
+        if config.model.checkpoint is None:
+            train = run.batches(data.training(), config.pretrain.batch_size, True, "float")
+            training = FloatTraining(model, train, validation, config.pretrain, run.engine)
+            board = run.board("float")
+            history = run.engine.fit(training, run.folder.file("float.ckpt"), board, config.seed)
+            board.close()
+        accuracy, _ = evaluate(model, validation.epoch(0))
+        run.folder.write_json("float.json", {"validation_accuracy": accuracy, "history": history})
+        save_weights(run.folder.file("float.safetensors"), model)
+    start = time.perf_counter()
+    supernet = run.supernet(trained=False)
+    supernet.calibrate(run.images("weights", config.space.calibration_images))
+    teacher = run.float_model()
+    board = run.board("search")
+    level_two = config.search.level == "two"
+    weights = run.batches("weights" if level_two else data.training(), config.search.batch_size, True, "weights")
+    scores, history = search_choices(
+        supernet,
+        run.budget,
+        weights,
+        run.batches("choices", config.search.batch_size, True, "choices"),
+        validation,
+        teacher,
+        config.search,
+        run.engine,
+        run.folder.file("search.ckpt"),
+        board,
+        derived_seed(config.seed, "search"),
+    )
+    board.heat_maps(len(history))
+    board.close()
+    images = len(weights) * config.search.batch_size * config.search.epochs
+    epochs = sum(numbers["seconds"] for numbers in history)
+    seconds = max(time.perf_counter() - start, epochs)
+    run.folder.write_json(
+        "search.json",
+        {"history": history, "seconds": seconds, "epoch_seconds": epochs, "images": images * (2 if level_two else 1)},
+    )
+    write_text(run.folder.file("scores.json"), scores.to_json())

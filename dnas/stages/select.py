@@ -1,0 +1,45 @@
+"""Scores and budget to architecture.json, and the discretisation gap."""
+
+import torch
+
+from dnas.checkpoint import write_text
+from dnas.recipe import batch_statistics, evaluate
+from dnas.search.scores import Scores
+from dnas.select.select import select as select_architecture
+from dnas.space.architecture import Architecture
+from dnas.space.cost import reference_cost
+from dnas.stages.context import Run
+
+
+def select(run: Run) -> None:
+    """Selects the architecture and compares it, in the supernet, with the relaxed one and with the argmax."""
+    supernet = run.supernet()
+    scores = Scores.from_json(run.folder.read("scores.json", "search"))
+    chosen = supernet.with_filters(select_architecture(scores, run.space, run.budget, run.config.select.time_limit))
+    likely = supernet.most_probable()
+    validation = run.batches("validation", 500, False)
+    names = list(run.budget.caps)
+
+    def accuracy() -> float:
+        with batch_statistics(supernet):
+            return evaluate(supernet, validation.epoch(0))[0]
+
+    def relative(architecture: Architecture) -> dict[str, float]:
+        return {name: float(architecture.cost(name, relative=True)) for name in names}
+
+    with torch.no_grad():
+        expected = {
+            name: float(supernet.cost(name)) / reference_cost(run.space, name, functions=run.functions)
+            for name in names
+        }
+    with supernet.evaluate_relaxed():
+        gap = [{"network": "relaxed", "relative": expected, "accuracy": accuracy()}]
+    gap.append({"network": "argmax", "relative": relative(likely), "accuracy": accuracy()})
+    with supernet.evaluate_as(chosen):
+        gap.append({"network": "selected", "relative": relative(chosen), "accuracy": accuracy()})
+    board = run.board("search")
+    board.architecture(chosen, run.config.search.epochs)
+    board.close()
+    run.console.print(chosen.describe(), highlight=False)
+    run.folder.write_json("select.json", {"gap": gap})
+    write_text(run.folder.file("architecture.json"), chosen.to_json())

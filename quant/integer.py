@@ -1,0 +1,131 @@
+"""Reference execution in integers: what hardware that multiplies and accumulates the codes would compute."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quant.brevitas import QuantisedLayer, filter_axis, is_fixed, quantised_layers
+from quant.quantizer import integers
+
+EXACT = 2**53
+"""Integers of smaller magnitude are exact in float64."""
+
+
+class IntegerLayer(nn.Module):
+    """One layer as integer codes times integer weights, accumulated exactly, then scaled in float64.
+
+    Attributes:
+        largest: largest magnitude an accumulator has held since creation; shape (), int64.
+        bound: largest magnitude any input could give: largest code times the sum of one filter's weight magnitudes.
+        source: the layer it stands for.
+    """
+
+    def __init__(self, layer: QuantisedLayer) -> None:
+        super().__init__()
+        module: Any = layer.module
+        self.source = layer
+        self.axis = filter_axis(module)
+        self.codes = layer.codes.to(torch.float64)
+        self.step = layer.activation_step.to(torch.float64)
+        scale = layer.weight_step.to(torch.float64) * self.step
+        self.groups = int(getattr(module, "groups", 1))
+        self.scale = scale.repeat(self.groups) if self.axis else scale
+        self.bias = None if module.bias is None else module.bias.detach().to(torch.float64)
+        self.module = (module,)  # in a tuple, so that it is no submodule
+        self.largest = torch.zeros((), dtype=torch.int64)
+        spec = layer.activation
+        if self.axis:
+            inputs, outputs = self.codes.shape[0] // self.groups, self.codes.shape[1]
+            per_filter = self.codes.abs().reshape(self.groups, inputs, outputs, -1).sum((1, 3))
+        else:
+            per_filter = self.codes.abs().flatten(1).sum(1)
+        self.bound = int(per_filter.max()) * max(spec.upper, -spec.lower)
+        if self.bound >= EXACT:
+            raise ValueError(f"{layer.name}: accumulators up to {self.bound} are not exact in float64 (limit {EXACT})")
+
+    @property
+    def accumulator_bits(self) -> int:
+        """Bits of a signed accumulator that held every value seen."""
+        return int(self.largest).bit_length() + 1
+
+    def input_codes(self, x: Tensor) -> Tensor:
+        """The integer codes of an input as float64, shaped like x."""
+        return integers(x, self.step, self.source.activation)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The layer's output for a float64 input, float64; output_size as in transposed convolutions."""
+        total = self._accumulate(self.input_codes(x), output_size)
+        if total.numel():
+            self.largest = torch.maximum(self.largest, total.abs().amax().to(torch.int64))
+        linear = isinstance(self.module[0], nn.Linear)
+        shape = [-1] if linear else [-1, *([1] * (self.codes.dim() - 2))]
+        result = total * self.scale.reshape(shape)
+        return result if self.bias is None else result + self.bias.reshape(shape)
+
+    def _accumulate(self, codes: Tensor, output_size: list[int] | None) -> Tensor:
+        module: Any = self.module[0]
+        if isinstance(module, nn.Linear):
+            return F.linear(codes, self.codes)
+        if self.axis:
+            dims = self.codes.dim() - 2
+            padding = module._output_padding(
+                codes, output_size, module.stride, module.padding, module.kernel_size, dims, module.dilation
+            )
+            transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+            return transposed(
+                codes, self.codes, None, module.stride, module.padding, padding, module.groups, module.dilation
+            )
+        return module._conv_forward(codes, self.codes, None)
+
+
+class IntegerReference(nn.Module):
+    """A network whose quantised layers compute in integers and everything else in float64.
+
+    Attributes:
+        model: the converted copy.
+        layers: the integer layers by name.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, IntegerLayer]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Runs the network; floating-point inputs are taken as float64."""
+        with torch.no_grad():
+            return self.model(*(x.double() if x.is_floating_point() else x for x in inputs))
+
+    def accumulators(self) -> dict[str, dict[str, int]]:
+        """Per layer: largest accumulator seen, the bits that needs, and the largest that any input could give."""
+        return {
+            name: {"largest": int(layer.largest), "bits": layer.accumulator_bits, "bound": layer.bound}
+            for name, layer in self.layers.items()
+        }
+
+
+def integer_reference(model: nn.Module) -> IntegerReference:
+    """A copy of a realised network that computes its quantised layers in exact integers.
+
+    Args:
+        model: network with layers of `fixed_layer`; not changed.
+
+    Returns:
+        a module in eval mode on the CPU; outputs are float64.
+
+    Raises:
+        ValueError: a layer whose accumulators might exceed 2**53.
+    """
+    clone = copy.deepcopy(model).cpu().eval()
+    layers = {id(layer.module): IntegerLayer(layer) for layer in quantised_layers(clone)}
+    by_name = {layer.source.name: layer for layer in layers.values()}
+    if is_fixed(clone):
+        return IntegerReference(layers[id(clone)], by_name).eval()
+    places = [(n, m) for n, m in clone.named_modules(remove_duplicate=False) if id(m) in layers]
+    for name, module in places:
+        parent, _, last = name.rpartition(".")
+        clone.get_submodule(parent)._modules[last] = layers[id(module)]
+    return IntegerReference(clone.double(), by_name).eval()

@@ -1,0 +1,191 @@
+"""Runs exported files and returns the logits together with the integer codes of every quantised input."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from quant.brevitas import quantised_layers
+from quant.graph import ExportedLayer, layers_of
+from quant.integer import IntegerReference
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One batch through one executor.
+
+    Attributes:
+        logits: shape (batch, classes), float.
+        codes: integer codes of every quantised input by use (name, name#1, ...), batch first, int16.
+        scaled: the same inputs divided by their step before rounding, float64; only where the executor gives them.
+    """
+
+    logits: NDArray[Any]
+    codes: dict[str, NDArray[np.int16]]
+    scaled: dict[str, NDArray[np.float64]]
+
+
+Runner = Callable[[Tensor], Run]
+"""Takes a batch of images (any number up to the one it was made for)."""
+
+
+def _first(result: Any) -> Tensor:
+    found: Tensor = result if isinstance(result, Tensor) else result[0]
+    return found
+
+
+def _use(name: str, seen: dict[str, Any]) -> str:
+    count = sum(1 for key in seen if key.split("#")[0] == name)
+    return name if count == 0 else f"{name}#{count}"
+
+
+def torch_runner(model: nn.Module) -> Runner:
+    """Runs the network in torch (eval mode, its training flags are restored)."""
+
+    def run(images: Tensor) -> Run:
+        codes: dict[str, NDArray[np.int16]] = {}
+        scaled: dict[str, NDArray[np.float64]] = {}
+        handles = []
+        for layer in quantised_layers(model):
+            quantiser = layer.module.input_quant.quantiser  # type: ignore[union-attr]
+
+            def hook(module: nn.Module, args: Any, name: str = layer.name, quantiser: Any = quantiser) -> None:
+                use = _use(name, codes)
+                codes[use] = quantiser.codes(args[0]).to(torch.int16).cpu().numpy()
+                scaled[use] = (args[0] / quantiser.positive_step()).double().cpu().numpy()
+
+            handles.append(layer.module.register_forward_pre_hook(hook))
+        modes = {module: module.training for module in model.modules()}
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            model.eval()
+            with torch.no_grad():
+                logits = _first(model(images.to(device))).cpu().numpy()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, training in modes.items():
+                module.training = training
+        return Run(logits, codes, scaled)
+
+    return run
+
+
+def integer_runner(reference: IntegerReference) -> Runner:
+    """Runs the integer reference."""
+
+    def run(images: Tensor) -> Run:
+        codes: dict[str, NDArray[np.int16]] = {}
+        handles = []
+        for name, layer in reference.layers.items():
+
+            def hook(module: Any, args: Any, name: str = name) -> None:
+                codes[_use(name, codes)] = module.input_codes(args[0]).to(torch.int16).numpy()
+
+            handles.append(layer.register_forward_pre_hook(hook))
+        try:
+            logits = _first(reference(images.cpu())).numpy()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Run(logits, codes, {})
+
+    return run
+
+
+def _padded(images: Tensor, batch: int) -> NDArray[np.float32]:
+    """The images, the last one repeated up to `batch`."""
+    missing = batch - images.shape[0]
+    array: NDArray[np.float32] = images.cpu().numpy()
+    return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing > 0 else array
+
+
+def _collect(logits: NDArray[Any], tensors: dict[str, Any], layers: list[ExportedLayer], count: int) -> Run:
+    codes = {}
+    for layer in layers:
+        values = tensors[layer.act_tensor][:count]
+        if values.dtype == np.float32:
+            values = np.round(values / layer.act_step)
+        codes[layer.name] = values.astype(np.int16)
+    return Run(logits[:count], codes, {})
+
+
+def onnxruntime_runner(path: str | Path) -> Runner:
+    """Runs a QCDQ file in onnxruntime on the CPU.
+
+    Graph optimisations are off, so that every operator computes what the file says: fused 8-bit kernels may saturate
+    on processors without VNNI.
+    """
+    model = onnx.load(str(path))
+    layers = layers_of(model)
+    known = {output.name for output in model.graph.output}
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    zero_points = {n.input[0]: n.input[2] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    for name in dict.fromkeys(layer.act_tensor for layer in layers):
+        if name not in known:
+            kind = types.get(zero_points.get(name, ""), TensorProto.UINT8)
+            model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    source = session.get_inputs()[0]
+
+    def run(images: Tensor) -> Run:
+        fixed = source.shape[0] if isinstance(source.shape[0], int) else images.shape[0]
+        results = session.run(outputs, {source.name: _padded(images, fixed)})
+        tensors = dict(zip(outputs, results, strict=True))
+        return _collect(results[0], tensors, layers, images.shape[0])
+
+    return run
+
+
+@contextmanager
+def _readable_by_onnxruntime(version: int) -> Iterator[None]:
+    """Makes qonnx write its one-node models at an IR version that onnxruntime reads, not at onnx's newest."""
+    from qonnx.core import onnx_exec
+
+    original = onnx_exec.qonnx_make_model
+    onnx_exec.qonnx_make_model = lambda graph, **kwargs: original(graph, **kwargs, ir_version=version)
+    try:
+        yield
+    finally:
+        onnx_exec.qonnx_make_model = original
+
+
+def qonnx_runner(path: str | Path, batch: int) -> Runner:
+    """Runs a QONNX file in qonnx's own executor, in batches of a fixed size (shorter ones are filled up).
+
+    Args:
+        path: the file.
+        batch: images at a time.
+    """
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    model = onnx.load(str(path))
+    layers = layers_of(model)
+    for tensor in [*model.graph.input, *model.graph.output]:
+        tensor.type.tensor_type.shape.dim[0].dim_value = batch
+    source, target = model.graph.input[0].name, model.graph.output[0].name
+    version = model.ir_version
+    wrapper = ModelWrapper(model).transform(InferShapes())
+
+    def run(images: Tensor) -> Run:
+        with _readable_by_onnxruntime(version):
+            tensors = execute_onnx(wrapper, {source: _padded(images, batch)}, return_full_exec_context=True)
+        return _collect(tensors[target], tensors, layers, images.shape[0])
+
+    return run

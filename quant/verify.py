@@ -1,0 +1,214 @@
+"""Checks that exported files compute what the realised network computes, down to single integer codes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from quant.brevitas import QuantisedLayer, quantised_layers
+from quant.graph import ExportedLayer, read_layers
+from quant.integer import integer_reference
+from quant.pack import packed_bytes
+from quant.runtimes import Run, Runner, integer_runner, onnxruntime_runner, qonnx_runner, torch_runner
+
+TIE = 1e-4
+"""How far from a rounding boundary, in steps, torch's value may lie where another executor rounds to the other side."""
+LOGITS = 1e-4
+"""Largest logit difference without any differing code, relative to the image's largest logit (or 1 if smaller)."""
+
+
+class VerificationError(RuntimeError):
+    """An exported file does not compute what the network computes."""
+
+
+@dataclass
+class _Comparison:
+    """What one executor's results differ in from torch's.
+
+    Attributes:
+        images: images compared.
+        differing_predictions: images whose largest logit is another one.
+        largest_logit_difference: over all images.
+        largest_untied_logit_difference: over the images all of whose codes agree.
+        tied_images: images with a code that differs; in each, the first one to differ is a float tie.
+        ties: codes that differ in the first tensor to differ, over all images.
+        largest_tie_distance: largest distance of those from the rounding boundary, in steps.
+    """
+
+    images: int = 0
+    differing_predictions: int = 0
+    largest_logit_difference: float = 0.0
+    largest_untied_logit_difference: float = 0.0
+    tied_images: int = 0
+    ties: int = 0
+    largest_tie_distance: float = 0.0
+
+
+def check_parameters(model: nn.Module, exported: list[ExportedLayer], where: str) -> None:
+    """Compares integers, steps and grids of a file with the network's.
+
+    Args:
+        model: the realised network.
+        exported: the file's layers.
+        where: name of the file for error texts.
+
+    Raises:
+        VerificationError: anything differs; the text names layer and element.
+    """
+    layers = {layer.name: layer for layer in quantised_layers(model)}
+    names = {layer.layer for layer in exported}
+    if names != set(layers):
+        raise VerificationError(
+            f"{where}: quantised layers differ; only in the file: {sorted(names - set(layers))}, "
+            f"only in the network: {sorted(set(layers) - names)}"
+        )
+    for use in exported:
+        _check_layer(layers[use.layer], use, where)
+
+
+def _check_layer(layer: QuantisedLayer, found: ExportedLayer, where: str) -> None:
+    for what, ours, theirs in (
+        ("weight grid", layer.weight, found.weight), ("activation grid", layer.activation, found.activation)
+    ):  # fmt: skip
+        if ours != theirs:
+            raise VerificationError(f"{where}: layer {found.name}: {what} is {theirs}; the network's is {ours}")
+    for what, mine, other in (
+        ("integer weight", layer.codes.cpu().numpy().astype(np.int64), found.weight_codes),
+        ("weight step", layer.weight_step.cpu().numpy(), found.weight_steps),
+        ("activation step", layer.activation_step.cpu().numpy(), found.act_step),
+    ):
+        if mine.shape != other.shape or mine.dtype != other.dtype:
+            raise VerificationError(
+                f"{where}: layer {found.name}: {what}s are {other.dtype}{list(other.shape)}; "
+                f"the network's are {mine.dtype}{list(mine.shape)}"
+            )
+        wrong = np.argwhere(mine != other)
+        if len(wrong):
+            at = tuple(int(i) for i in wrong[0])
+            raise VerificationError(
+                f"{where}: layer {found.name}: {len(wrong)} {what}(s) differ; the first at {list(at)} is "
+                f"{other[at]!s}, the network's is {mine[at]!s}"
+            )
+
+
+def _check_batch(ours: Run, theirs: Run, offset: int, where: str, result: _Comparison, tie: float) -> None:
+    """Compares one batch and adds to `result`."""
+    if set(ours.codes) != set(theirs.codes):
+        raise VerificationError(f"{where}: layers run are {sorted(theirs.codes)}; torch runs {sorted(ours.codes)}")
+    count = len(ours.logits)
+    tied = np.zeros(count, bool)
+    for name, codes in ours.codes.items():
+        other = theirs.codes[name]
+        if codes.shape != other.shape:
+            raise VerificationError(f"{where}: layer {name}: input is {other.shape}; torch's is {codes.shape}")
+        first = (codes != other).reshape(count, -1).any(1) & ~tied
+        if not first.any():
+            continue
+        for at in np.argwhere((codes != other) & first.reshape(-1, *[1] * (codes.ndim - 1))):
+            index = tuple(int(i) for i in at)
+            mine, its, value = int(codes[index]), int(other[index]), float(ours.scaled[name][index])
+            distance = abs(value - (mine + its) / 2)
+            if abs(mine - its) != 1 or not distance <= tie:
+                raise VerificationError(
+                    f"{where}: layer {name}, image {offset + index[0]}, element {list(index[1:])}: code {its}, torch's "
+                    f"is {mine} from value {value:.6f} steps; no tie (distance {distance:.2g}, allowed {tie:g})"
+                )
+            result.ties += 1
+            result.largest_tie_distance = max(result.largest_tie_distance, distance)
+        tied |= first
+    a, b = ours.logits.reshape(count, -1).astype(np.float64), theirs.logits.reshape(count, -1).astype(np.float64)
+    if a.shape != b.shape or not np.isfinite(b).all():
+        raise VerificationError(f"{where}: logits have shape {b.shape} or are not finite; torch's are {a.shape}")
+    difference = np.abs(a - b).max(1)
+    allowed = LOGITS * np.maximum(1.0, np.abs(a).max(1))
+    wrong = np.flatnonzero((difference > allowed) & ~tied)
+    if len(wrong):
+        i = int(wrong[0])
+        j = int(np.abs(a - b)[i].argmax())
+        raise VerificationError(
+            f"{where}: image {offset + i}, logit {j}: {b[i, j]:.8g}, torch's is {a[i, j]:.8g}, though all integer "
+            f"codes agree (allowed difference: {allowed[i]:.2g})"
+        )
+    result.images += count
+    result.differing_predictions += int((a.argmax(1) != b.argmax(1)).sum())
+    result.tied_images += int(tied.sum())
+    result.largest_logit_difference = max(result.largest_logit_difference, float(difference.max()))
+    result.largest_untied_logit_difference = max(
+        result.largest_untied_logit_difference, float(difference[~tied].max(initial=0.0))
+    )
+
+
+def _aggregate(
+    runs: Mapping[str, tuple[Runner, int]], reference: Runner, images: Tensor, batch: int, tie: float
+) -> dict[str, Any]:
+    """Compares every executor with torch, each on its first so many images."""
+    results = {name: _Comparison() for name in runs}
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        ours = reference(part)
+        for name, (run, limit) in runs.items():
+            count = min(len(part), limit - start)
+            if count > 0:
+                mine = ours if count == len(part) else reference(part[:count])
+                _check_batch(mine, run(part[:count]), start, name, results[name], tie)
+    return {name: asdict(result) for name, result in results.items()}
+
+
+def verify(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...] | Tensor,
+    images: Tensor,
+    files: Mapping[str, str | Path],
+    batch: int = 50,
+    qonnx_images: int = 100,
+    tie: float = TIE,
+) -> dict[str, Any]:
+    """Checks exported files against the network they were made of.
+
+    Integers, steps and grids in each file must equal the network's exactly. Each executor runs the images; the first
+    integer code to differ from torch's, in execution order of an image, must be a float tie: torch's value lies within
+    `tie` steps of the rounding boundary between the two codes. Ties are counted. Without a tie, logits agree to LOGITS.
+
+    Args:
+        model: the realised network, with one input; not changed.
+        example_inputs: the input it was exported with; only its shape is checked against `images`.
+        images: shape (images, ...), as the network takes them.
+        files: path by format, "qcdq" and/or "qonnx"; exported under the network's own layer names.
+        batch: images at a time.
+        qonnx_images: how many of the images the (slow) QONNX executor runs.
+        tie: largest distance of a tie from the rounding boundary, in steps.
+
+    Returns:
+        JSON-able: "runtimes" by executor ("qcdq" in onnxruntime, "qonnx", "integer"), "layers" as read from the file,
+        "packed" and "file_bytes", and the integer reference's "accumulators".
+
+    Raises:
+        VerificationError: a difference that is no tie.
+        ValueError: images of another shape than the example, several inputs, or an unknown format.
+    """
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if len(examples) != 1 or examples[0].shape[1:] != images.shape[1:] or len(images) == 0:
+        shapes = [tuple(x.shape) for x in examples]
+        raise ValueError(f"verify: needs one input and images of its shape; inputs {shapes}, images {images.shape}")
+    unknown = set(files) - {"qcdq", "qonnx"}
+    if unknown or not files:
+        raise ValueError(f"verify: files are of formats {sorted(files)}; allowed: qcdq, qonnx")
+    exported = {format: read_layers(path) for format, path in files.items()}
+    for format, layers in exported.items():
+        check_parameters(model, layers, format)
+    reference = integer_reference(model)
+    runs: dict[str, tuple[Runner, int]] = {"integer": (integer_runner(reference), len(images))}
+    if "qcdq" in files:
+        runs["qcdq"] = onnxruntime_runner(files["qcdq"]), len(images)
+    if "qonnx" in files:
+        runs["qonnx"] = qonnx_runner(files["qonnx"], min(batch, qonnx_images)), qonnx_images
+    return {
+        "runtimes": _aggregate(runs, torch_runner(model), images, batch, tie),
+        "layers": {format: [layer.described() for layer in layers] for format, layers in exported.items()},
+        "packed": asdict(packed_bytes(model)),
+        "file_bytes": {format: Path(path).stat().st_size for format, path in files.items()},
+        "accumulators": reference.accumulators(),
+    }

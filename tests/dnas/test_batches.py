@@ -1,0 +1,95 @@
+"""Batches: order, augmentation against a slow version, limits and processes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dnas.data import Batches, Data, DataConfig, DataError, Split, batches, load_data
+from dnas.data.load import moments
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load_data(DataConfig(source="digits", validation_share=0.2), 0)
+
+
+def _batches(data: Data, augment: str, **keys: Any) -> Batches:
+    arguments: dict[str, Any] = {"batch_size": 8, "seed": 1, "mean": data.mean, "std": data.std, "augment": augment}
+    return Batches(data.splits["weights"], **{**arguments, **keys})
+
+
+def _all(loader: Batches, epoch: int = 0, start: int = 0) -> tuple[Tensor, Tensor]:
+    parts = list(loader.epoch(epoch, start))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+@pytest.mark.parametrize(("augment", "padding"), [("none", 0), ("crop_flip", 4), ("shift", 1)])
+def test_augmentation_against_a_slow_version(augment: str, padding: int) -> None:
+    images = torch.randint(0, 256, (50, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(50))
+    mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.3, 0.4])
+    loader = Batches(split, batch_size=16, seed=3, mean=mean, std=std, augment=augment)
+    order, moves, flips = loader._plan(2)
+    x, y = _all(loader, 2)
+    assert torch.equal(y, order) and sorted(y.tolist()) == list(range(50))
+    for place in range(50):
+        picture = images[order[place]].numpy().astype(np.float64)
+        if augment == "crop_flip" and flips[place]:
+            picture = picture[:, :, ::-1]
+        slow = np.zeros((3, 7, 9))
+        for row in range(7):
+            for column in range(9):
+                r, c = row + int(moves[place, 0]) - padding, column + int(moves[place, 1]) - padding
+                if 0 <= r < 7 and 0 <= c < 9:
+                    slow[:, row, column] = picture[:, r, c]
+        slow = (slow / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
+        np.testing.assert_allclose(x[place].numpy(), slow, atol=1e-5)
+    assert moves.min() == 0 and moves.max() == 2 * padding and 10 < flips.sum() < 40
+
+
+def test_batches_depend_on_seed_and_epoch_alone(digits: Data) -> None:
+    loader = _batches(digits, "crop_flip")
+    torch.manual_seed(0)
+    x, y = _all(loader, 3)
+    torch.manual_seed(1)
+    assert torch.equal(x, _all(_batches(digits, "crop_flip", batch_size=100), 3)[0])
+    assert torch.equal(x[16:], _all(loader, 3, start=2)[0])
+    assert not torch.equal(y, _all(loader, 4)[1]) and not torch.equal(y, _all(_batches(digits, "none", seed=2), 3)[1])
+    split = digits.splits["weights"]
+    alone = batches(split, 8, 1, 3, "crop_flip", digits.mean, digits.std)
+    assert torch.equal(x, torch.cat([part for part, _ in alone]))
+    assert x.dtype == torch.float32 and y.dtype == torch.int64
+    assert torch.equal(_all(_batches(digits, "none", shuffle=False))[1], split.labels)
+
+
+def test_lengths_limits_and_processes(digits: Data) -> None:
+    assert len(_batches(digits, "none")) == 68 and len(_batches(digits, "none", drop_last=True)) == 67
+    x, y = _all(_batches(digits, "shift"))
+    assert torch.equal(x[:20], _all(_batches(digits, "shift", images_limit=20))[0])
+    assert len(_batches(digits, "none", images_limit=10**6)) == 68
+    for rank in range(4):  # 539 = 4 * 134 + 3
+        part, labels = _all(_batches(digits, "shift", rank=rank, world_size=4))
+        assert torch.equal(part, x[rank:536:4]) and torch.equal(labels, y[rank:536:4])
+    shares = [_all(_batches(digits, "none", shuffle=False, rank=rank, world_size=4))[1] for rank in range(4)]
+    assert sum(len(share) for share in shares) == 539
+
+
+def test_errors_of_batches(digits: Data) -> None:
+    for keys, text in (
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 600, "drop_last": True}, "make no batch of 600"),
+        ({"images_limit": 0}, "images_limit is 0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2"),
+        ({"mean": torch.zeros(3)}, "needed: \\[1\\]"),
+    ):
+        with pytest.raises(DataError, match=text):
+            _batches(digits, "none", **keys)
+    with pytest.raises(DataError, match="augment is 'cut'"):
+        _batches(digits, "cut")
+
+
+def test_a_constant_channel_has_deviation_one() -> None:
+    assert moments([torch.full((4, 1, 2, 2), 51, dtype=torch.uint8)]) == (torch.tensor([0.2]), torch.ones(1))

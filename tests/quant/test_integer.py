@@ -1,0 +1,72 @@
+"""The integer reference: against numpy integers, against torch, and its accumulators."""
+
+import numpy as np
+import pytest
+import torch
+from quantised_networks import Residual, Sequence, act, fix, images, network
+from torch import nn
+
+from quant.brevitas import quantised_layers
+from quant.integer import EXACT, integer_reference
+
+
+def test_linear_layer_equals_numpy_integers() -> None:
+    torch.manual_seed(0)
+    linear = fix(nn.Linear(40, 9), 4, act(8, True, 0.02))
+    model = nn.Sequential(linear)
+    x = torch.randn(5, 40)
+    (layer,) = quantised_layers(model)
+    step = np.float64(layer.activation_step.item())
+    codes = np.clip(np.round(x.double().numpy() / step), -128, 127).astype(np.int64)
+    total = codes @ layer.codes.numpy().astype(np.int64).T
+    scale = layer.weight_step.double().numpy() * step
+    reference = integer_reference(model)
+    expected = total * scale + linear.bias.detach().double().numpy()
+    assert np.array_equal(reference(x).numpy(), expected)
+    found = reference.accumulators()["0"]
+    assert found["largest"] == np.abs(total).max()
+    assert 2 ** (found["bits"] - 2) <= found["largest"] < 2 ** (found["bits"] - 1)
+    assert found["largest"] <= found["bound"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_transposed_convolution_bound_is_reached_by_the_worst_input(groups: int) -> None:
+    torch.manual_seed(groups)
+    layer = nn.ConvTranspose1d(4, 8, 3, groups=groups)
+    model = nn.Sequential(fix(layer, 4, act(4)))
+    reference = integer_reference(model)
+    codes = reference.layers["0"].codes
+    assert reference.accumulators()["0"]["bound"] == 15 * int(
+        codes.abs().reshape(groups, 4 // groups, 8 // groups, 3).sum((1, 3)).amax()
+    )
+    x = torch.randn(3, 4, 6)
+    assert torch.allclose(reference(x), model(x).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Residual, Sequence])
+def test_networks_agree_with_torch(kind: type[Residual] | type[Sequence]) -> None:
+    model = network(kind).train()
+    parameters = {name: p.clone() for name, p in model.named_parameters()}
+    reference = integer_reference(model)
+    x = images(kind, 16)
+    with torch.no_grad():
+        expected = model.eval()(x)
+    result = reference(x)
+    assert result.dtype == torch.float64
+    assert torch.allclose(result, expected.double(), atol=1e-6)
+    assert all(torch.equal(p, parameters[name]) for name, p in model.named_parameters())
+    assert set(reference.accumulators()) == {layer.name for layer in quantised_layers(model)}
+
+
+def test_layer_used_under_two_names_and_a_bare_layer() -> None:
+    torch.manual_seed(0)
+    layer = fix(nn.Linear(6, 6), 4, act(4))
+    x = torch.randn(3, 6)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    assert torch.allclose(integer_reference(twice)(x), twice(x).double(), atol=1e-6)
+    assert torch.allclose(integer_reference(layer)(x), layer(x).double(), atol=1e-6)
+
+
+def test_exactness_limit_is_that_of_float64() -> None:
+    assert float(EXACT) + 1.0 == float(EXACT)
+    assert float(EXACT) - 1.0 != float(EXACT)
