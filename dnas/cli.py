@@ -89,9 +89,15 @@ def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]
     return folder, config if explicit else stored
 
 
+def terminal() -> Console:
+    """The console; wide enough for tables where the output is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
 @hydra.main(version_base=None, config_path=str(configuration_folder()), config_name="config")
 def _app(config: DictConfig) -> str:
-    console = Console()
+    console = terminal()
     OmegaConf.resolve(config)
     state = HydraConfig.get()
     try:

@@ -101,14 +101,18 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0
     return F.kl_div(found, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-def task_loss(logits: Tensor, labels: Tensor, teacher: nn.Module | None, x: Tensor, share: float) -> Tensor:
-    """Cross-entropy, `share` of it replaced by distillation from the teacher where there is one."""
+def task_loss(logits: Tensor, labels: Tensor, target: Tensor | None, share: float) -> Tensor:
+    """Cross-entropy, `share` of it replaced by distillation towards the teacher's logits where there are some."""
     loss = F.cross_entropy(logits, labels)
-    if teacher is None or share == 0.0:
+    if target is None or share == 0.0:
         return loss
-    with torch.no_grad():
-        target = teacher(x)
     return (1 - share) * loss + share * distillation_loss(logits, target)
+
+
+@torch.no_grad()
+def teacher_logits(teacher: nn.Module | None, x: Tensor, share: float) -> Tensor | None:
+    """What to distil towards; None where there is no teacher or distillation has no share."""
+    return None if teacher is None or share == 0.0 else teacher(x)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine, EngineConfig
 from dnas.loaders import EpochBatches, as_batches, first_batches
-from dnas.recipe import Optimiser, OptimiserConfig, evaluate, reestimate_batch_norm, task_loss
+from dnas.recipe import Optimiser, OptimiserConfig, evaluate, reestimate_batch_norm, task_loss, teacher_logits
 from quant.brevitas import LearnedStepQuant
 
 BASELINES = ("uniform", "random")
@@ -71,9 +71,13 @@ class RetrainTraining:
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
         """One update."""
         x, y = batch
-        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        loss = self._loss(x, y)
         self.optimiser.step(loss, fraction)
         return {"loss": loss.detach()}
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        target = teacher_logits(self.teacher, x, self.config.distill)
+        return task_loss(self.forward(x), y, target, self.config.distill)
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Validation accuracy in %."""

@@ -8,6 +8,7 @@ import torch
 
 # tests/dnas and tests/quant are folders without __init__.py: with the root in front they cannot be taken for the packages
 sys.path.insert(0, str(Path(__file__).parents[1]))
+torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 
 
 @pytest.fixture()

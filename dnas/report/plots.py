@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from dnas.pictures import GRID, INK, KINDS, MUTED, PAPER, Picture, contrast, place, shorten
 from dnas.search.scores import Scores
@@ -73,7 +74,7 @@ def cost_label(cost: str) -> str:
 
 def pareto_picture(panels: Sequence[Panel]) -> Picture:
     """Test accuracy against cost, a panel per network: spread over seeds as bars, budgets as dashed vertical lines."""
-    height, top, bottom, left, right = 3.5, 0.4, 0.95, 0.85, 0.3
+    height, top, bottom, left, right = 3.5, 0.62, 1.2, 0.85, 0.3
     width, total = 8.6, (height + top + bottom) * max(len(panels), 1)
     figure = Figure(figsize=(width, total))
     for index, panel in enumerate(panels):
@@ -87,18 +88,26 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _dress(axes)
     scale = 100.0 if panel.relative else 1.0
     others = sorted({point.method for point in panel.points} - set(STYLES))
+    apart = -6.0 * (panel.connect and any(point.accuracy_sd for point in panel.points))
+    drawn = 0
     for method in dict.fromkeys([*STYLES, *others]):
         points = sorted((p for p in panel.points if p.method == method), key=lambda p: p.cost)
         if not points:
             continue
         colour, marker = STYLES[method][1:] if method in STYLES else OTHERS[others.index(method) % len(OTHERS)]
+        moved = axes.transData + ScaledTranslation(drawn * apart / 72, 0, axes.figure.dpi_scale_trans)
+        drawn += 1
         if panel.connect and len(points) > 1:
-            axes.plot([scale * p.cost for p in points], [p.accuracy for p in points], color=colour, lw=1.2, zorder=2)
+            xs, ys = [scale * p.cost for p in points], [p.accuracy for p in points]
+            axes.plot(xs, ys, color=colour, lw=1.2, zorder=2, transform=moved)
         for point in points:
-            axes.errorbar(
-                scale * point.cost, point.accuracy, yerr=point.accuracy_sd or None, fmt=marker, color=colour,
-                markersize=8, capsize=4, elinewidth=1.4, markeredgewidth=1.6, zorder=4 if method == "ours" else 3,
-                markerfacecolor=colour if point.within_budget else PAPER, markeredgecolor=colour,
+            x, face = scale * point.cost, colour if point.within_budget else PAPER
+            if point.accuracy_sd:
+                ends = [point.accuracy - point.accuracy_sd, point.accuracy + point.accuracy_sd]
+                axes.plot([x, x], ends, color=colour, lw=1.5, marker="_", ms=9, mew=1.5, zorder=3, transform=moved)
+            axes.plot(
+                [x], [point.accuracy], marker, color=colour, markersize=8, markeredgewidth=1.6, markerfacecolor=face,
+                zorder=5 if method == "ours" else 4, transform=moved,
             )  # fmt: skip
         axes.plot([], [], marker, color=colour, markersize=8, label=f"{method_label(method)}{_seeds(points)}")
     if any(not point.within_budget for point in panel.points):
@@ -109,28 +118,37 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if costs and max(costs) / min(costs) >= LOG_RATIO:
         axes.set_xscale("log")
         axes.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
-        few = max(costs) / min(costs) < 300
-        axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if few else (1.0,)))
+        ratio = max(costs) / min(costs)
+        ticks = (1.0, 2.0, 3.0, 5.0, 7.0) if ratio < 30 else (1.0, 2.0, 5.0) if ratio < 1000 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(10, ticks))
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif costs:
         margin = 0.12 * (max(costs) - min(costs) or max(costs))
         axes.set_xlim(max(0.0, min(costs) - margin), max(costs) + margin)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}" if panel.relative else short(value)))
-    axes.margins(y=0.12)
+    heights = [
+        end for p in panel.points for end in (p.accuracy - (p.accuracy_sd or 0), p.accuracy + (p.accuracy_sd or 0))
+    ]
+    heights += [] if panel.float_accuracy is None else [panel.float_accuracy]
+    if heights:
+        room = 0.1 * (max(heights) - min(heights) or 1.0)
+        axes.set_ylim(min(heights) - room, max(heights) + room)
     for budget in sorted(set(panel.budgets)):
         axes.axvline(scale * budget, color=INK, lw=1.0, dashes=(4, 3), zorder=1)
-        text = f"budget {scale * budget:.4g} %" if panel.relative else f"budget {short(budget)}"
+        text = f"≤ {scale * budget:.4g} %" if panel.relative else f"≤ {short(budget)}"
         axes.annotate(
-            text, (scale * budget, 0), xycoords=("data", "axes fraction"), xytext=(-4, 5), textcoords="offset points",
-            rotation=90, ha="right", va="bottom", size=8.5, color=MUTED,
+            text, (scale * budget, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            ha="center", va="bottom", size=9, color=INK,
         )  # fmt: skip
+    if panel.budgets:
+        axes.plot([], [], color=INK, lw=1.0, dashes=(4, 3), label="Budget")
     name = cost_label(panel.cost)
     axes.set_xlabel(f"{name}, % of the 8-bit network at full width" if panel.relative else name, size=10, color=INK)
     axes.set_ylabel("Test accuracy, %", size=10, color=INK)
-    axes.set_title(panel.title, size=10.5, color=INK, loc="left", pad=8)
+    axes.set_title(panel.title, size=10.5, color=INK, loc="left", pad=20)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.155), ncols=4, frameon=False, fontsize=9, labelcolor=INK,
+            loc="upper center", bbox_to_anchor=(0.48, -0.15), ncols=4, frameon=False, fontsize=9, labelcolor=INK,
             handletextpad=0.4, columnspacing=1.4,
         )  # fmt: skip
 
@@ -159,8 +177,12 @@ def draw_scores(values: Mapping[str, Sequence[float]], choices: Mapping[str, Map
     losses = {name: np.asarray(values[name], dtype=float) - max(values[name]) for name in shown}
     worst = max((float(-loss.min()) for loss in losses.values()), default=0.0)
     exponent = math.floor(math.log10(worst)) if worst > 0 else 0
-    pitch, top, box, label, gap = 0.215, 0.78, 0.45, 1.62, 0.22
-    widths = [label + box * max(len(shown[name]["options"]) for name in names) + gap for names in panels]
+    pitch, top, label, gap = 0.215, 0.78, 1.62, 0.22
+    boxes = [0.45 if len({tuple(shown[name]["options"]) for name in names}) == 1 else 0.74 for names in panels]
+    widths = [
+        label + box * max(len(shown[name]["options"]) for name in names) + gap
+        for box, names in zip(boxes, panels, strict=True)
+    ]
     width = max(sum(widths) + 0.1, 6.2)
     height = top + pitch * max((len(names) for names in panels), default=1) + 0.1
     figure = Figure(figsize=(width, height))
@@ -172,7 +194,7 @@ def draw_scores(values: Mapping[str, Sequence[float]], choices: Mapping[str, Map
     what = f"Score lost against the best option of the row,{unit or ' as scored'}; framed: chosen"
     axes.text(0.1, 0.2, what.replace(",  ", ", "), size=9.5, color=INK, va="center")
     start = 0.0
-    for kind, names, panel_width in zip(kinds, panels, widths, strict=True):
+    for kind, names, box, panel_width in zip(kinds, panels, boxes, widths, strict=True):
         _draw_scores_panel(axes, kind, names, shown, losses, start, top, (pitch, box, label), worst, exponent)
         start += panel_width
     return Picture(figure, f"Scores of the options of {len(shown)} choices")
@@ -208,63 +230,77 @@ def _draw_scores_panel(
             colour = to_hex(_LOSS(math.sqrt(-loss / worst) if worst else 0.0))
             axes.add_patch(Rectangle((x + 0.015, y + 0.015), box - 0.03, pitch - 0.03, facecolor=colour, lw=0))
             number = "0" if loss == 0 else f"{-loss / 10.0**exponent:.2f}"
-            text = number if len(common) == 1 else f"{option}: {-loss / 10.0**exponent:.1f}"
+            text = number if len(common) == 1 else f"{option}: {number}"
             axes.text(
-                x + box / 2, y + pitch / 2, text, size=7.5 if len(common) == 1 else 6.8, color=contrast(colour),
-                ha="center", va="center_baseline",
-            )  # fmt: skip
+                x + box / 2, y + pitch / 2, text, size=7.5, color=contrast(colour), ha="center", va="center_baseline"
+            )
         if choices[name].get("chosen") in tuple(choices[name]["options"]):
             column = list(choices[name]["options"]).index(choices[name]["chosen"])
-            frame = (start + label + column * box + 0.01, y + 0.01)
-            axes.add_patch(
-                Rectangle(frame, box - 0.02, pitch - 0.02, fill=False, edgecolor=INK, linewidth=1.8, zorder=3)
-            )
+            frame = (start + label + column * box + 0.022, y + 0.022)
+            size = (box - 0.044, pitch - 0.044)
+            axes.add_patch(Rectangle(frame, *size, fill=False, edgecolor="#000000", linewidth=1.8, zorder=3))
 
 
 def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[str, float] | None = None) -> Picture:
-    """Losses, accuracies and costs over epochs; empty panels are left out.
+    """Losses, accuracies and costs over epochs; panels without a curve are left out.
 
     Args:
-        history: a record per epoch: `epoch` (else counted), and any of `loss/...`, `accuracy/...` (per cent) and
-            `cost/<name>` (as a share of the 8-bit network's, like `budgets`).
-        budgets: by cost name; drawn as dashed lines.
+        history: a record per epoch: `epoch` (else counted from 1), losses (their names contain "loss"), accuracies in
+            per cent (contain "accuracy"), and costs: `<name>_over_budget`, or `cost/<name>` in the unit of `budgets`.
+        budgets: what `cost/<name>` is divided by.
     """
-    epochs = [float(record.get("epoch", index)) for index, record in enumerate(history)]
-    found = list(dict.fromkeys(key for record in history for key in record))
-    panels = [(label, head, [key for key in found if key.startswith(head)]) for label, head in _PANELS]
-    panels = [panel for panel in panels if panel[2]]
+    budgets = budgets or {}
+    epochs = [float(record.get("epoch", index + 1)) for index, record in enumerate(history)]
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {"Loss": {}, "Accuracy, %": {}, "Cost / budget": {}}
+    for epoch, record in zip(epochs, history, strict=True):
+        for key, value in record.items():
+            found = _curve(key, value, budgets)
+            if found is not None and found[2] is not None and math.isfinite(found[2]):
+                panels[found[0]].setdefault(found[1], []).append((epoch, found[2]))
+    shown = {label: curves for label, curves in panels.items() if curves}
     width, top, bottom, each, gap = 8.6, 0.15, 0.6, 1.85, 0.18
-    total = top + bottom + each * max(len(panels), 1) + gap * max(len(panels) - 1, 0)
+    total = top + bottom + each * max(len(shown), 1) + gap * max(len(shown) - 1, 0)
     figure = Figure(figsize=(width, total))
-    colours = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"]
-    for index, (label, head, keys) in enumerate(panels):
-        y = total - top - (index + 1) * each - index * gap
-        axes = figure.add_axes((0.85 / width, y / total, 5.9 / width, each / total))
+    colours = [style[1] for method, style in STYLES.items() if method != "float"] + [colour for colour, _ in OTHERS]
+    for index, (label, curves) in enumerate(shown.items()):
+        y, last = total - top - (index + 1) * each - index * gap, index == len(shown) - 1
+        axes = figure.add_axes((0.85 / width, y / total, 5.6 / width, each / total))
         _dress(axes)
-        everything = []
-        for key, colour in zip(keys, colours * len(keys), strict=False):
-            pairs = [(e, float(r[key])) for e, r in zip(epochs, history, strict=True) if r.get(key) is not None]
-            everything += [value for _, value in pairs]
-            axes.plot(*zip(*pairs, strict=True), color=colour, lw=1.6, marker="o", ms=2.5, label=key[len(head) :])
-        for name, budget in (budgets or {}).items() if head == "cost/" else ():
-            if f"cost/{name}" in keys:
-                axes.axhline(budget, color=INK, lw=1.0, dashes=(4, 3), label=f"budget {cost_label(name)}")
-                everything.append(budget)
-        if head != "accuracy/" and min(everything) > 0 and max(everything) / min(everything) > LOG_RATIO:
+        for number, (name, pairs) in enumerate(curves.items()):
+            xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+            axes.plot(xs, ys, color=colours[number % len(colours)], lw=1.6, marker="o", ms=2.5, label=name)
+        if label == "Cost / budget":
+            axes.axhline(1.0, color=INK, lw=1.0, dashes=(4, 3), label="budget")
+        everything = [value for pairs in curves.values() for _, value in pairs]
+        if label != "Accuracy, %" and min(everything) > 0 and max(everything) / min(everything) > LOG_RATIO:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=8))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(labelbottom=index == len(panels) - 1)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.tick_params(labelbottom=last)
         axes.set_ylabel(label, size=9.5, color=INK)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=9, labelcolor=INK)
-        if index == len(panels) - 1:
+        if last:
             axes.set_xlabel("Epoch", size=10, color=INK)
-    return Picture(figure, "Training: " + ", ".join(label for label, _, _ in panels))
+    return Picture(figure, "Training: " + ", ".join(shown))
 
 
-_PANELS = (("Loss", "loss/"), ("Accuracy, %", "accuracy/"), ("Cost, share of 8 bits", "cost/"))
+def _curve(key: str, value: Any, budgets: Mapping[str, float]) -> tuple[str, str, float | None] | None:
+    """Panel, name and value of a number of a training's history; None if it is not shown."""
+    number = None if value is None else float(value)
+    if key.endswith("_over_budget"):
+        return "Cost / budget", key.removesuffix("_over_budget").replace("_", " "), number
+    if key.startswith("cost/"):
+        name = key.removeprefix("cost/")
+        if name not in budgets:
+            return None
+        return "Cost / budget", cost_label(name), None if number is None else number / budgets[name]
+    for label, word in (("Loss", "loss"), ("Accuracy, %", "accuracy")):
+        if word in key:
+            return label, key.replace("_", " ").replace("/", " "), number
+    return None
 
 
 def _dress(axes: Axes) -> None:

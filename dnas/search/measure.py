@@ -1,9 +1,10 @@
 """Scores by measurement: switch one option at a time and see what it does to the loss on held-back images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.engine import Batch
 from dnas.recipe import batch_statistics, task_loss
@@ -12,15 +13,36 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 
 
+BATCH = 512
+"""Held-back images per forward pass: batch norms use the statistics of the batch."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Held-back images in one batch: x (n, ...), labels y (n,), and the teacher's logits, computed once."""
+
+    x: Tensor
+    y: Tensor
+    target: Tensor | None
+
+
 @torch.no_grad()
-def _loss(
-    supernet: Supernet, architecture: Architecture, batches: Sequence[Batch], teacher: nn.Module | None, share: float
-) -> float:
+def _probes(batches: Sequence[Batch], teacher: nn.Module | None) -> list[_Probe]:
+    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    count = max(len(y) // BATCH, 1)
+    return [
+        _Probe(xs, ys, teacher(xs) if teacher is not None else None)
+        for xs, ys in zip(x.tensor_split(count), y.tensor_split(count), strict=True)
+    ]
+
+
+@torch.no_grad()
+def _loss(supernet: Supernet, architecture: Architecture, probes: Sequence[_Probe], share: float) -> float:
     total, count = 0.0, 0
     with supernet.evaluate_as(architecture), batch_statistics(supernet):
-        for x, y in batches:
-            total += float(task_loss(supernet(x), y, teacher, x, share)) * len(y)
-            count += len(y)
+        for probe in probes:
+            total += float(task_loss(supernet(probe.x), probe.y, probe.target, share)) * len(probe.y)
+            count += len(probe.y)
     return total / max(count, 1)
 
 
@@ -39,14 +61,15 @@ def measure_scores(
     Args:
         supernet: trained; left as it was.
         base: where options are switched; best the architecture that the budget selects.
-        batches: held-back images, in batches large enough for their own statistics.
+        batches: held-back images; they are regrouped into large batches.
         teacher: the float network, for the distillation part of the loss.
         share: of distillation in the loss.
 
     Returns:
         scores in units of the loss, made monotone.
     """
-    reference = _loss(supernet, base, batches, teacher, share)
+    probes = _probes(batches, teacher)
+    reference = _loss(supernet, base, probes, share)
     values = {}
     for choice in supernet.space.choices:
         found = []
@@ -55,6 +78,6 @@ def measure_scores(
                 found.append(0.0)
                 continue
             switched = Architecture(supernet.space, {**base.options, choice.name: option})
-            found.append(reference - _loss(supernet, switched, batches, teacher, share))
+            found.append(reference - _loss(supernet, switched, probes, share))
         values[choice.name] = tuple(found)
     return Scores(values, "measured").monotone()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, endless
-from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss
+from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
 from dnas.search.supernet import Supernet, freeze
 
@@ -107,7 +107,7 @@ class SearchTraining:
         joint = self.choices is None and not warming
         freeze(self.supernet.choice_parameters(), not joint)
         freeze(self.supernet.weight_parameters(), False)
-        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        loss = self._loss(x, y)
         numbers = {"loss": loss.detach()}
         if joint:
             penalty = self.budget.penalty(self.supernet)
@@ -124,13 +124,17 @@ class SearchTraining:
     def _train_choices(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         freeze(self.supernet.choice_parameters(), False)
         freeze(self.supernet.weight_parameters(), True)
-        loss = task_loss(self.forward(x), y, self.teacher, x, self.config.distill)
+        loss = self._loss(x, y)
         penalty = self.budget.penalty(self.supernet)
         self.choice_optimiser.zero_grad(set_to_none=True)
         (loss + penalty).backward()
         self.choice_optimiser.step()
         freeze(self.supernet.weight_parameters(), False)
         return {"choice_loss": loss.detach(), "penalty": penalty.detach()}
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        target = teacher_logits(self.teacher, x, self.config.distill)
+        return task_loss(self.forward(x), y, target, self.config.distill)
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Accuracy of the most probable architecture, every budgeted cost against its limit, and what drives them."""

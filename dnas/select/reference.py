@@ -46,7 +46,8 @@ def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
             if space.pairs is not None and (weight, act) not in space.pairs:
                 continue
             for ratio in ratios:
-                architecture = uniform_architecture(space, weight, act, ratio)
+                options = uniform_architecture(space, weight, act, ratio).options
+                architecture = Architecture(space, options, functions=budget.functions)
                 if budget.holds(architecture):
                     found.append(((weight, act, ratio), architecture))
                     break
@@ -66,7 +67,7 @@ def random_architecture(
         space: the space.
         budget: every budget holds; the tightest one is spent to `lowest` at least.
         seed: of the draw.
-        lowest: share of the tightest budget that has to be spent.
+        lowest: share of the tightest budget that has to be spent, unless the dearest architecture spends less.
         attempts: draws before giving up.
 
     Raises:
@@ -80,6 +81,9 @@ def random_architecture(
     def spent(positions: dict[str, int]) -> float:
         return max(cost.at(positions) / limits[cost.name] for cost in costs)
 
+    full = {choice.name: len(choice.options) - 1 for choice in space.choices}
+    if spent(full) < lowest and _legal(space, full):
+        return Architecture(space, {c.name: c.options[-1] for c in space.choices}, functions=budget.functions)
     marginals = _marginals(space, costs, limits)
     low, high = -50.0, 200.0
     for _ in range(30):  # bisection on the tilt until the median draw spends the budget
@@ -94,9 +98,6 @@ def random_architecture(
             options = {choice.name: choice.options[positions[choice.name]] for choice in space.choices}
             return Architecture(space, options, functions=budget.functions)
         closest = max(closest, share if share <= 1 else 0.0)
-    full = {choice.name: len(choice.options) - 1 for choice in space.choices}
-    if spent(full) <= 1.0 and _legal(space, full):
-        return Architecture(space, {c.name: c.options[-1] for c in space.choices}, functions=budget.functions)
     raise BudgetError(
         f"no random architecture spent {lowest:.0%} to 100 % of {dict(budget.caps)} in {attempts} draws (closest: "
         f"{closest:.1%}); allow more options in the space, or lower `lowest`"

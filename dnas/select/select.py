@@ -74,7 +74,7 @@ def _solve(
     objective = program.objective(values)
     integrality = np.zeros(program.size)
     integrality[: program.binaries] = 1
-    tightened = dict(limits)
+    tightened, bound = dict(limits), -float("inf")
     for _ in range(20):
         result = milp(
             -objective,
@@ -88,10 +88,11 @@ def _solve(
                 f"no architecture meets the budgets {dict(limits)} together with the target's legal pairs "
                 f"(HiGHS: {result.message}); raise one of them, or give the search more time (select.time_limit)"
             )
+        if bound == -float("inf"):  # of the limits as they are: those of tightened ones would bound less
+            bound = -result.mip_dual_bound if result.mip_dual_bound is not None else float("inf")
         positions = program.positions(result.x)
         over = [cost.name for cost in program.costs if cost.at(positions) > limits[cost.name]]
         if not over:
-            bound = -result.mip_dual_bound if result.mip_dual_bound is not None else float("inf")
             return positions, float(bound)
         for name in over:  # within HiGHS' tolerance, but not in integers
             tightened[name] = tightened[name] * (1 - 1e-7)

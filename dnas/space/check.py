@@ -103,12 +103,12 @@ class _Check:
         """The masked model (every consumer ignores the removed channels) against the smaller one."""
         masked, smaller = copy.deepcopy(self.model), copy.deepcopy(self.model)
         for layer in self.layers:
-            module, plain = masked.get_submodule(layer.name), smaller.get_submodule(layer.name)
+            module = masked.get_submodule(layer.name)
             ins, outs = kept_channels(layer.inputs, kept), kept_channels(layer.outputs, kept)
             if not layer.depthwise and getattr(module, "groups", 1) == 1:
                 removed = sorted(set(range(len(layer.inputs))) - set(ins))
                 module.weight.transpose(0, input_dimension(module))[removed] = 0  # type: ignore[operator, union-attr]
-            slice_layer(plain, ins, outs, layer.depthwise)
+            slice_layer(smaller.get_submodule(layer.name), ins, outs, layer.depthwise)
         for item in self.through:
             slice_channels(smaller.get_submodule(item.name), kept_channels(item.channels, kept))
         wanted = self._run(masked, lambda layer: kept_channels(layer.outputs, kept))

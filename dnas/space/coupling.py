@@ -74,8 +74,10 @@ def _sides(layer: nn.Module) -> tuple[int, int]:
 
 
 def _through_channels(module: nn.Module) -> int:
-    """Channels of a `TRANSPARENT` module; one factor for all of them (a plain PReLU) serves any number: 0 if it has them."""
-    return int(getattr(module, "num_features", 0) or getattr(module, "num_parameters", 0))
+    """Channels of a `TRANSPARENT` module; 0 for a PReLU with one factor for all channels, which loses nothing."""
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters if module.num_parameters > 1 else 0
+    return int(module.num_features)  # type: ignore[arg-type]
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -127,7 +129,7 @@ def find_coupling(
     reasons = {}
     for i, keys in enumerate(ordered):
         found = [blocked[key] for key in keys if key in blocked]
-        if not any(side == "out" for _, side, _ in keys):
+        if not any(side == "out" and not is_depthwise(model.get_submodule(name)) for name, side, _ in keys):
             found.append("the network's input or an operation outside of its layers")
         if found:
             reasons[i] = min(found)
@@ -180,7 +182,8 @@ def _follow(
             inwards = item.dep.handler.__name__.startswith("prune_in") or "in_channels" in item.dep.handler.__name__
             side, channels = "in" if inwards else "out", _sides(target)[0 if inwards else 1]
         elif isinstance(target, TRANSPARENT) and not path.get(target, "").startswith(("first.", "last.")):
-            side, channels = "through", _through_channels(target)
+            channels = _through_channels(target)
+            side = "through" if channels else ""
         if side and (len(item.idxs) != len(roots) or any(not 0 <= index < channels for index in item.idxs)):
             reason = f"its channels could not be followed to {path[target]}"
             blocked.update({(name, "out", i): reason for i in range(out_channels)})

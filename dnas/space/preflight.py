@@ -59,7 +59,7 @@ def layer_table(space: Space) -> Table:
         ("layer", "left"), ("kind", "left"), ("in", "right"), ("out", "right"), ("MACs", "right"), ("share", "right"),
         ("weight bits", "left"), ("act bits", "left"), ("filters (coupled with)", "left"),
     ):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     total = max(sum(layer.full_macs for layer in space.layers), 1)
     for layer in space.layers:
         groups = [space.groups[group] for group in layer.outputs.counts]
@@ -80,7 +80,7 @@ def range_table(ranges: list[CostRange], limits: Mapping[str, float]) -> Table:
     """Reachable range of every cost, relative to the 8-bit network, and the budgets."""
     table = Table(title="Reachable costs", title_justify="left")
     for column in ("cost", "smallest", "largest", "8-bit, full width", "smallest / 8-bit", "budget"):
-        table.add_column(column, justify="left" if column == "cost" else "right")
+        table.add_column(column, justify="left" if column == "cost" else "right", overflow="fold")
     for found in ranges:
         limit = limits.get(found.name)
         table.add_row(

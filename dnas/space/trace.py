@@ -86,8 +86,9 @@ class _Recorder(TorchDispatchMode):
 
 
 def is_searchable(module: nn.Module) -> bool:
-    """Whether a module is one of the `SEARCHABLE` types with torch's own forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in SEARCHABLE)
+    """Whether a module is one of the `SEARCHABLE` types with torch's own forward and a weight that is its own parameter."""
+    own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not so under weight or spectral normalisation
+    return own and any(isinstance(module, kind) and type(module).forward is kind.forward for kind in SEARCHABLE)
 
 
 @contextmanager
@@ -122,10 +123,13 @@ def _watch(model: nn.Module, trace: Trace, stack: list[str], inside: list[str]) 
         handles.append(module.register_forward_pre_hook(enter(name, searchable), with_kwargs=True))
         handles.append(module.register_forward_hook(leave(name, searchable), with_kwargs=True))
     training = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch's fused transformer layers hide what they multiply
     model.eval()
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
         for module, mode in training.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 
 from dnas.checkpoint import write_text
 from dnas.realise import realise
@@ -73,9 +74,8 @@ def _dry_run(run: Run, supernet: Supernet, space: Space, options: dict[str, int]
     architecture = supernet.with_filters(Architecture(space, options))
     try:
         small = realise(supernet, architecture).eval()
-        found = small(images)
-        with supernet.eval().evaluate_as(architecture):
-            wanted = supernet(images)
+        with torch.no_grad(), supernet.eval().evaluate_as(architecture):
+            found, wanted = small(images), supernet(images)
         with tempfile.TemporaryDirectory() as folder:
             for format in run.config.export.formats:
                 path = Path(folder) / f"{format}.onnx"
