@@ -54,16 +54,21 @@ class Board:
             space: the space of the choices.
             probabilities: of the options of every choice; what is not searched may be missing.
             step: the epoch; if it was remembered before, it and all later ones are replaced.
+
+        Raises:
+            ValueError: another number of probabilities than of options; nothing is written then.
         """
         if self._writer is None:
             return
+        for choice in space.searched():
+            count = len(probabilities[choice.name])
+            if count != len(choice.options):
+                raise ValueError(f"{choice.name}: {count} probabilities, but {len(choice.options)} options")
         kinds: dict[str, list[float]] = {}
         self._forget(step)
         self._steps.append(step)
         for choice in space.searched():
             found = [float(p) for p in probabilities[choice.name]]
-            if len(found) != len(choice.options):
-                raise ValueError(f"{choice.name}: {len(found)} probabilities, but {len(choice.options)} options")
             entropy = -sum(p * math.log(p) for p in found if p > 0)
             self._writer.add_scalar(f"entropy/{choice.name}", entropy, step)
             kinds.setdefault(choice.kind, []).append(entropy)
@@ -101,7 +106,7 @@ class Board:
         """Settings and results of this run, for comparison between runs, in this folder (not in a sub-run).
 
         Args:
-            params: flat; what is not a number, a text or a truth value is written as text.
+            params: flat; what is not a number is written as text.
             metrics: also written as scalars, under the same names.
             step: of these scalars.
         """
@@ -109,9 +114,7 @@ class Board:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in params.items()
-        }
+        plain = {key: value if type(value) in (int, float) else str(value) for key, value in params.items()}
         assert self._writer.file_writer is not None
         for summary in hparams(plain, {key: float(value) for key, value in metrics.items()}):
             self._writer.file_writer.add_summary(summary)

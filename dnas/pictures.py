@@ -22,7 +22,7 @@ INK, MUTED, GRID, PAPER = "#1b1d21", "#636a75", "#d6dae0", "#fefefe"
 """The colours that follow the page's light or dark scheme when a picture stands in HTML (as --ink, --muted, ...)."""
 SCHEME = {"--ink": INK, "--muted": MUTED, "--grid": GRID, "--paper": PAPER}
 BIT_COLOURS: Mapping[int, str] = {
-    2: "#dfe318", 3: "#95d840", 4: "#44bf70", 5: "#1f9f88", 6: "#287d8e", 7: "#375a8c", 8: "#472e7c",
+    2: "#dfe318", 3: "#95d840", 4: "#44bf70", 5: "#1f9f88", 6: "#287d8e", 7: "#375a8c", 8: "#5b3f9e",
 }  # fmt: skip
 """One colour per width in every picture: viridis, whose lightness orders the widths for every kind of colour vision."""
 OTHER_BITS = "#868d98"
@@ -126,7 +126,7 @@ def layers_picture(rows: Sequence[LayerRow]) -> Picture:
         middle = index + 0.5
         if index % 2:
             axes.axhspan(index, index + 1, facecolor=GRID, alpha=0.35, linewidth=0)
-        _text(axes, names, middle, shorten(row.name, limit), "right")
+        _text(axes, names, middle, literal(shorten(row.name, limit)), "right")
         for x, bits in ((weights, row.weight_bits), (acts, row.act_bits)):
             axes.add_patch(_box(x, index + 0.08, 0.42, 0.84, bit_colour(bits)))
             _text(axes, x + 0.21, middle, str(bits), "center", contrast(bit_colour(bits)), 9, "bold")
@@ -195,7 +195,7 @@ def heat_map_picture(
         ys = lower + band * np.arange(len(options) + 1)
         axes.pcolormesh(left + span, ys, table, cmap=_PROBABILITY, vmin=0.0, vmax=1.0)
         axes.add_patch(_box(left, lower, span[-1], ys[-1] - lower, "none", edge=GRID))
-        _text(axes, left, upper + 0.1, shorten(place(name), 26), "left", INK, 9)
+        _text(axes, left, upper + 0.1, literal(shorten(place(name), 26)), "left", INK, 9)
         favourite = int(table[:, -1].argmax())
         for position, option in enumerate(options):
             colour, weight = (INK, "bold") if position == favourite else (MUTED, "normal")
@@ -235,6 +235,11 @@ def shorten(name: str, length: int) -> str:
     return "…" + (tail[dot + 1 :] if 0 <= dot < length // 2 else tail)
 
 
+def literal(text: str) -> str:
+    """Text that is drawn as it is: a dollar sign does not begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def place(choice: str) -> str:
     """The module path of a choice's name: without its kind."""
     head, _, tail = choice.rpartition(".")
@@ -246,7 +251,7 @@ def percent(share: float) -> str:
     value = 100 * share
     if 0 < value < 0.005:
         return "< 0.01 %"
-    return f"{value:.0f} %" if value >= 99.95 or value == 0 else f"{value:.1f} %" if value >= 1 else f"{value:.2f} %"
+    return f"{value:.{0 if value >= 99.95 or value == 0 else 1 if value >= 10 else 2}f} %"
 
 
 def _edges(steps: Sequence[int]) -> NDArray[np.float64]:

@@ -62,27 +62,30 @@ def render(report: Mapping[str, Any]) -> str:
     about = [f"{report[key]}" for key in ("model", "data") if report.get(key)]
     subtitle = " on ".join(about) + (f", seed {report['seed']}" if report.get("seed") is not None else "")
     makers = (
-        _results, _pareto, _training, _layers, _scores, _gap, _certificate, _verify, _fixed, _stages, _config, _versions,
+        _results, _pareto, _training, _layers, _scores, _gap, _certificate, _verify, _fixed, _stages, _config,
+        _versions,
     )  # fmt: skip
     parts = [maker(report) for maker in makers]
-    return page(name, tag("h1", name), tag("p", subtitle, "sub") if subtitle else None, _headline(report), *parts)
+    return page(name, tag("h1", name), tag("p", subtitle, "sub") if subtitle else None, headline(report), *parts)
 
 
-def _headline(report: Mapping[str, Any]) -> Markup | None:
+def headline(report: Mapping[str, Any]) -> Markup | None:
+    """What was reached, against the budget and against every baseline, in plain words."""
     rows = report.get("rows") or []
     ours = best_row(rows_of(rows, "ours"))
     if ours is None:
         return tag("div", tag("p", "This report holds no searched network."), "headline") if rows else None
     shares = ", ".join(
-        f"{cost_text(ours, name)} {cost_label(name)}" for name in report.get("budgets") or {} or ours.get("costs") or {}
+        f"{cost_label(name)} of {cost_text(ours, name)}"
+        for name in report.get("budgets") or {} or ours.get("costs") or {}
     )
-    first = f"The searched network reaches {accuracy_text(ours)} % test accuracy"
+    first = f"The searched network reaches {accuracy_text(ours, ' %')} test accuracy"
     first += f" with {shares}" if shares else ""
     lost = False
     if report.get("budgets"):
         within = bool(ours.get("within_budget", True))
         lost = not within
-        first += f": {'within' if within else 'OVER'} the budget of {budgets_text(report['budgets'])}"
+        first += f", {'within' if within else 'OVER'} the budget ({budgets_text(report['budgets'])})"
     lines = [first + "."]
     for method in ("float", *BASELINES):
         other = stand_in(rows, method)
@@ -98,7 +101,7 @@ def _headline(report: Mapping[str, Any]) -> Markup | None:
 def _comparison(ours: Mapping[str, Any], other: Mapping[str, Any], method: str) -> tuple[str, bool]:
     """A sentence, and whether ours is worse; the sign is that of the numbers as they are printed."""
     difference = round(float(ours["accuracy"]), 2) - round(float(other["accuracy"]), 2)
-    size, value = f"{abs(difference):.2f} points", f"{accuracy_text(other)} %"
+    size, value = f"{abs(difference):.2f} points", accuracy_text(other, " %")
     if method == "float":
         where = "equal to" if abs(difference) < 0.005 else f"{size} {'above' if difference > 0 else 'below'}"
         return f"That is {where} the float network ({value}).", difference < -0.005
@@ -125,8 +128,8 @@ def _results(report: Mapping[str, Any]) -> Markup | None:
         return None
     order = dict.fromkeys([*(report.get("budgets") or {}), *(n for row in rows for n in row.get("costs") or {})])
     names = [name for name in order if any(name in (row.get("costs") or {}) for row in rows)]
-    header = ["Network", "Architecture", "Test accuracy, %", "Validation, %", *[cost_label(n) for n in names]]
-    header += ["Weights", "Search cost, QAT runs", "Time", "Within budget"]
+    header = ["Network", "Architecture", "Test accuracy, %", "Validation, %", *[_head(n) for n in names]]
+    header += ["Weight bytes", "Search cost, QAT runs", "Time", "Within budget"]
     lines = []
     for row in rows:
         within = row.get("within_budget")
@@ -135,14 +138,27 @@ def _results(report: Mapping[str, Any]) -> Markup | None:
         validation = row.get("validation_accuracy")
         lines.append([
             method_label(str(row.get("method"))), row.get("architecture"), accuracy_text(row),
-            None if validation is None else f"{float(validation):.2f}", *[cost_text(row, name) for name in names],
-            bytes_text(row.get("weight_bytes")), runs_text(row.get("search_cost")), seconds_text(row.get("seconds")), mark,
+            None if validation is None else f"{float(validation):.2f}", *[_cost_cell(row, name) for name in names],
+            bytes_text(row.get("weight_bytes")), runs_text(row.get("search_cost")), seconds_text(row.get("seconds")),
+            mark,
         ])  # fmt: skip
     kinds = ["", "name", "num", "num", *["num"] * len(names), "num", "num", "num", ""]
-    notes = ["In brackets: share of the same network at full width with 8-bit weights and activations."]
+    notes = ["Below a cost: its share of the same network at full width with 8-bit weights and activations."]
     notes += [str(report["convention"])] if report.get("convention") else []
     marks = ["ours" if row.get("method") == "ours" else "" for row in rows]
     return section("Results", table(header, lines, kinds, marks), *[tag("p", note, "note") for note in notes])
+
+
+def _head(cost: str) -> str:
+    label = cost_label(cost)
+    return label[:1].upper() + label[1:]
+
+
+def _cost_cell(row: Mapping[str, Any], name: str) -> Markup:
+    """A cost with its share below it."""
+    share = (row.get("relative") or {}).get(name)
+    cost = escape(cost_text({"costs": row.get("costs")}, name))
+    return Markup(cost if share is None else f"{cost}<small>{escape(percent(float(share)))}</small>")
 
 
 def _pareto(report: Mapping[str, Any]) -> Markup | None:
@@ -186,7 +202,8 @@ def _layers(report: Mapping[str, Any]) -> Markup | None:
     header = ["Layer", "Kind", "Weight bits", "Activation bits", "In", "Out", "MACs", "BOPs"]
     lines = [
         [
-            layer.get("name"), layer.get("kind"), bits_cell(int(layer["weight_bits"])), bits_cell(int(layer["act_bits"])),
+            layer.get("name"), layer.get("kind"),
+            *[bits_cell(int(layer[key])) for key in ("weight_bits", "act_bits")],
             *[f"{layer[side]} / {layer[f'{side}_full']}" if f"{side}_full" in layer else layer.get(side)
               for side in ("in", "out")],
             *[None if layer.get(cost) is None else short(float(layer[cost])) for cost in ("macs", "bops")],
@@ -223,10 +240,10 @@ def _gap(report: Mapping[str, Any]) -> Markup | None:
         for entry in gap
     ]  # fmt: skip
     text = (
-        "Validation accuracy in the supernet, before retraining: with the choices mixed as they were searched (relaxed), "
-        "with the most probable option of each (argmax), and with those that the budget allows (selected)."
+        "Validation accuracy in the supernet, before retraining: with the choices mixed as they were searched "
+        "(relaxed), with the most probable option of each (argmax), and with those that the budget allows (selected)."
     )
-    header = ["Network", *[f"{cost_label(name)}, of 8 bits" for name in names], "Validation accuracy, %"]
+    header = ["Network", *[f"{_head(name)}, of 8 bits" for name in names], "Validation accuracy, %"]
     return section(
         "Discretisation gap", tag("p", text, "note"), table(header, lines, ["", *["num"] * (len(names) + 1)])
     )

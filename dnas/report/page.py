@@ -32,12 +32,14 @@ p { margin: .5rem 0; max-width: 80ch; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
 .wide { overflow-x: auto; margin: .7rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }
+th, td { padding: .32rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
-thead th { vertical-align: bottom; border-bottom: 2px solid var(--grid); }
-td.num, th.num { text-align: right; white-space: nowrap; }
+thead th { vertical-align: bottom; white-space: normal; border-bottom: 2px solid var(--grid); }
+td.num, th.num { text-align: right; }
+td.num { white-space: nowrap; }
 td.name { overflow-wrap: anywhere; min-width: 9rem; }
 td.bits span { display: inline-block; min-width: 2rem; text-align: center; border-radius: 3px; font-weight: 600; }
+td small { display: block; color: var(--muted); font-weight: 400; }
 tr.ours td { background: var(--band); font-weight: 600; }
 figure { margin: 1rem 0; }
 figure svg, figure img { max-width: 100%; height: auto; display: block; }
@@ -46,9 +48,13 @@ code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans 
 details > summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
 @media print { body { padding: 0; max-width: none; font-size: 10.5pt; } .wide { overflow: visible; }
   h2, h3 { break-after: avoid; } tr, figure { break-inside: avoid; } thead { display: table-header-group; }
+  details::details-content { display: block; content-visibility: visible; }
   figure svg { max-height: 235mm; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
+
+
+NONE = "\u2013"
 
 
 class Markup(str):
@@ -63,13 +69,14 @@ def escape(value: Any) -> str:
 def plain(value: Any) -> str:
     """Any value of a report as people read it."""
     if value is None:
-        return "–"
+        return NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, float):
-        return plain(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+        whole = (value.is_integer() or abs(value) >= 1e5) and abs(value) < 1e15
+        return plain(round(value)) if whole else f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{words(key)}: {plain(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -84,7 +91,8 @@ def words(key: Any) -> str:
 
 def tag(name: str, content: Any, kind: str = "") -> Markup:
     """An element; content that is not markup is escaped."""
-    return Markup(f"<{name}{f' class="{html.escape(kind)}"' if kind else ''}>{escape(content)}</{name}>")
+    kind = f' class="{html.escape(kind)}"' if kind else ""
+    return Markup(f"<{name}{kind}>{escape(content)}</{name}>")
 
 
 def join(*parts: Any) -> Markup:
@@ -118,16 +126,14 @@ def facts(values: Mapping[str, Any]) -> Markup:
     simple, nested = {}, []
     for key, value in values.items():
         if isinstance(value, Mapping) and value and all(isinstance(item, Mapping) for item in value.values()):
-            columns = list(dict.fromkeys(name for item in value.values() for name in item))
-            rows = [[words(name), *[item.get(column) for column in columns]] for name, item in value.items()]
-            nested += [
-                tag("h3", words(key).capitalize()),
-                table(["", *map(words, columns)], rows, ["", *["num"] * len(columns)]),
-            ]
+            lines = list(dict.fromkeys(name for item in value.values() for name in item))
+            rows = [[words(line), *[item.get(line) for item in value.values()]] for line in lines]
+            columns = ["", *["num"] * len(value)]
+            nested += [tag("h3", words(key).capitalize()), table(["", *map(words, value)], rows, columns)]
         else:
             simple[key] = value
-    lines = "".join(f"<tr><th>{escape(words(key))}</th>{tag('td', value)}</tr>" for key, value in simple.items())
-    own = Markup(f'<div class="wide"><table><tbody>{lines}</tbody></table></div>') if simple else None
+    body = "".join(f"<tr><th>{escape(words(key))}</th>{tag('td', value)}</tr>" for key, value in simple.items())
+    own = Markup(f'<div class="wide"><table><tbody>{body}</tbody></table></div>') if simple else None
     return join(own, *nested)
 
 

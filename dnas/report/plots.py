@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from dnas.pictures import GRID, INK, KINDS, MUTED, PAPER, Picture, contrast, place, shorten
+from dnas.pictures import GRID, INK, KINDS, MUTED, PAPER, Picture, contrast, literal, place, shorten
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -21,13 +21,14 @@ from dnas.space.choice import Space
 STYLES: Mapping[str, tuple[str, str, str]] = {
     "ours": ("Ours", "#0072b2", "o"),
     "uniform": ("Uniform", "#e69f00", "s"),
-    "random": ("Random at equal cost", "#009e73", "^"),
+    "random": ("Random", "#009e73", "^"),
     "float": ("Float", MUTED, "D"),
 }
 """Label, colour (Okabe and Ito, told apart by every kind of colour vision) and marker of each method."""
 OTHERS = (("#cc79a7", "v"), ("#56b4e9", "P"), ("#d55e00", "X"))
 LOG_RATIO = 8.0
 """From this ratio of the largest to the smallest cost the cost axis is logarithmic."""
+_CHOSEN = "#0058c8"
 _LOSS = LinearSegmentedColormap.from_list("loss", ["#f4f6fa", "#f6cfa0", "#dd7f33", "#7f2c0b"])
 
 
@@ -109,7 +110,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
                 [x], [point.accuracy], marker, color=colour, markersize=8, markeredgewidth=1.6, markerfacecolor=face,
                 zorder=5 if method == "ours" else 4, transform=moved,
             )  # fmt: skip
-        axes.plot([], [], marker, color=colour, markersize=8, label=f"{method_label(method)}{_seeds(points)}")
+        axes.plot([], [], marker, color=colour, markersize=8, label=literal(f"{method_label(method)}{_seeds(points)}"))
     if any(not point.within_budget for point in panel.points):
         axes.plot([], [], "o", color=MUTED, markerfacecolor=PAPER, markersize=8, label="Hollow: over the budget")
     if panel.float_accuracy is not None:
@@ -123,7 +124,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(LogLocator(10, ticks))
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif costs:
-        margin = 0.12 * (max(costs) - min(costs) or max(costs))
+        margin = max(0.12 * (max(costs) - min(costs)), 0.06 * max(costs))
         axes.set_xlim(max(0.0, min(costs) - margin), max(costs) + margin)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}" if panel.relative else short(value)))
     heights = [
@@ -142,10 +143,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         )  # fmt: skip
     if panel.budgets:
         axes.plot([], [], color=INK, lw=1.0, dashes=(4, 3), label="Budget")
-    name = cost_label(panel.cost)
+    name = literal(cost_label(panel.cost))
     axes.set_xlabel(f"{name}, % of the 8-bit network at full width" if panel.relative else name, size=10, color=INK)
     axes.set_ylabel("Test accuracy, %", size=10, color=INK)
-    axes.set_title(panel.title, size=10.5, color=INK, loc="left", pad=20)
+    axes.set_title(literal(panel.title), size=10.5, color=INK, loc="left", pad=20)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.48, -0.15), ncols=4, frameon=False, fontsize=9, labelcolor=INK,
@@ -190,9 +191,9 @@ def draw_scores(values: Mapping[str, Sequence[float]], choices: Mapping[str, Map
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    unit = "" if exponent == 0 else f" in units of {10.0**exponent:g}"
-    what = f"Score lost against the best option of the row,{unit or ' as scored'}; framed: chosen"
-    axes.text(0.1, 0.2, what.replace(",  ", ", "), size=9.5, color=INK, va="center")
+    unit = "" if exponent == 0 else f", in units of {10.0**exponent:g}"
+    what = f"Score lost against the best option of the row{unit}; framed: chosen"
+    axes.text(0.1, 0.2, what, size=9.5, color=INK, va="center")
     start = 0.0
     for kind, names, box, panel_width in zip(kinds, panels, boxes, widths, strict=True):
         _draw_scores_panel(axes, kind, names, shown, losses, start, top, (pitch, box, label), worst, exponent)
@@ -222,7 +223,7 @@ def _draw_scores_panel(
     for row, name in enumerate(names):
         y = top + row * pitch
         axes.text(
-            start + label - 0.07, y + pitch / 2, shorten(place(name), 21), size=8.5, color=INK, ha="right",
+            start + label - 0.07, y + pitch / 2, literal(shorten(place(name), 21)), size=8.5, color=INK, ha="right",
             va="center_baseline",
         )  # fmt: skip
         for column, (option, loss) in enumerate(zip(choices[name]["options"], losses[name], strict=True)):
@@ -238,7 +239,7 @@ def _draw_scores_panel(
             column = list(choices[name]["options"]).index(choices[name]["chosen"])
             frame = (start + label + column * box + 0.022, y + 0.022)
             size = (box - 0.044, pitch - 0.044)
-            axes.add_patch(Rectangle(frame, *size, fill=False, edgecolor="#000000", linewidth=1.8, zorder=3))
+            axes.add_patch(Rectangle(frame, *size, fill=False, edgecolor=_CHOSEN, linewidth=2.0, zorder=3))
 
 
 def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[str, float] | None = None) -> Picture:
@@ -268,7 +269,7 @@ def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[st
         _dress(axes)
         for number, (name, pairs) in enumerate(curves.items()):
             xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
-            axes.plot(xs, ys, color=colours[number % len(colours)], lw=1.6, marker="o", ms=2.5, label=name)
+            axes.plot(xs, ys, color=colours[number % len(colours)], lw=1.6, marker="o", ms=2.5, label=literal(name))
         if label == "Cost / budget":
             axes.axhline(1.0, color=INK, lw=1.0, dashes=(4, 3), label="budget")
         everything = [value for pairs in curves.values() for _, value in pairs]

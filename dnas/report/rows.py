@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dnas.pictures import percent
+from dnas.report.page import NONE
 from dnas.report.plots import cost_label, short
 
 Row = Mapping[str, Any]
 BASELINES = ("uniform", "random")
-NONE = "–"
 
 
 def rows_of(rows: Iterable[Row], method: str) -> list[Row]:
@@ -65,11 +65,11 @@ def mean_each(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(float(v[name]) for v in values) / len(values) for name in names}
 
 
-def accuracy_text(row: Row) -> str:
+def accuracy_text(row: Row, unit: str = "") -> str:
     """97.10, or 97.10 ± 0.30 (n = 3)."""
     if row.get("accuracy") is None:
         return NONE
-    text, n = f"{float(row['accuracy']):.2f}", int(row.get("seeds") or row.get("n") or 1)
+    text, n = f"{float(row['accuracy']):.2f}{unit}", int(row.get("n") or row.get("seeds") or 1)
     if row.get("accuracy_sd") is not None:
         text += f" ± {float(row['accuracy_sd']):.2f}"
     return f"{text} (n = {n})" if n > 1 or row.get("accuracy_sd") is not None else text

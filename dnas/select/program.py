@@ -131,6 +131,7 @@ class Program:
         data = np.concatenate([row[1] for row in rows])
         lengths = np.concatenate([[0], np.cumsum([row[0].size for row in rows])])
         matrix = csr_matrix((data, indices, lengths), shape=(len(rows), self.size))
+        matrix.sum_duplicates()  # two factors of a row may stand on one block; HiGHS takes no column twice
         return LinearConstraint(matrix, np.array([row[2] for row in rows]), np.array([row[3] for row in rows]))
 
     def objective(self, values: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:

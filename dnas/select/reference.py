@@ -1,11 +1,16 @@
 """Architectures to compare with: uniform ones, and random ones at a given cost."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dnas.search.budget import Budget, BudgetError
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, build_cost
+
+BISECTION_DRAWS = 101
+BATCH = 500
+"""Architectures drawn at once."""
 
 
 def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters: float = 1.0) -> Architecture:
@@ -78,65 +83,79 @@ def random_architecture(
     costs = [build_cost(space, name, budget.functions) for name in limits]
     generator = np.random.default_rng(seed)
 
-    def spent(positions: dict[str, int]) -> float:
-        return max(cost.at(positions) / limits[cost.name] for cost in costs)
+    def architecture(positions: NDArray[np.int64]) -> Architecture:
+        options = {c.name: c.options[i] for c, i in zip(space.choices, positions.tolist(), strict=True)}
+        return Architecture(space, options, functions=budget.functions)
 
-    full = {choice.name: len(choice.options) - 1 for choice in space.choices}
-    if spent(full) < lowest and _legal(space, full):
-        return Architecture(space, {c.name: c.options[-1] for c in space.choices}, functions=budget.functions)
+    full = np.array([[len(choice.options) - 1 for choice in space.choices]])
+    most = float(_spent(space, costs, limits, full)[0])
+    if most < lowest and _legal(space, full[0]):
+        return architecture(full[0])
     marginals = _marginals(space, costs, limits)
     low, high = -50.0, 200.0
     for _ in range(30):  # bisection on the tilt until the median draw spends the budget
         tilt = (low + high) / 2
-        draws = [spent(_draw(space, marginals, tilt, generator)) for _ in range(15)]
-        low, high = (tilt, high) if float(np.median(draws)) > (1 + lowest) / 2 else (low, tilt)
+        spent = _spent(space, costs, limits, _draw(space, marginals, tilt, generator, BISECTION_DRAWS))
+        low, high = (tilt, high) if float(np.median(spent)) > (1 + lowest) / 2 else (low, tilt)
     closest = 0.0
-    for _ in range(attempts):
-        positions = _draw(space, marginals, (low + high) / 2, generator)
-        share = spent(positions)
-        if lowest <= share <= 1.0 and _legal(space, positions):
-            options = {choice.name: choice.options[positions[choice.name]] for choice in space.choices}
-            return Architecture(space, options, functions=budget.functions)
-        closest = max(closest, share if share <= 1 else 0.0)
+    for start in range(0, attempts, BATCH):
+        drawn = _draw(space, marginals, (low + high) / 2, generator, min(BATCH, attempts - start))
+        spent = _spent(space, costs, limits, drawn)
+        for positions in drawn[(spent >= lowest) & (spent <= 1.0)]:
+            found = architecture(positions)
+            if _legal(space, positions) and all(found.cost(name) <= limit for name, limit in limits.items()):
+                return found
+        closest = max(closest, float(spent[spent <= 1.0].max(initial=0.0)))
+    if most <= 1.0 and _legal(space, full[0]):
+        return architecture(full[0])
     raise BudgetError(
         f"no random architecture spent {lowest:.0%} to 100 % of {dict(budget.caps)} in {attempts} draws (closest: "
         f"{closest:.1%}); allow more options in the space, or lower `lowest`"
     )
 
 
-def _legal(space: Space, positions: dict[str, int]) -> bool:
+def _legal(space: Space, positions: NDArray[np.int64]) -> bool:
     if space.pairs is None:
         return True
-    return all(
-        (
-            space.choice(layer.weight_choice).options[positions[layer.weight_choice]],
-            space.choice(layer.act_choice).options[positions[layer.act_choice]],
-        )
-        in space.pairs
-        for layer in space.layers
-    )
+    option = {c.name: c.options[i] for c, i in zip(space.choices, positions.tolist(), strict=True)}
+    return all((option[layer.weight_choice], option[layer.act_choice]) in space.pairs for layer in space.layers)
 
 
-def _marginals(space: Space, costs: list[Cost], limits: dict[str, float]) -> dict[str, np.ndarray]:
+def _spent(
+    space: Space, costs: list[Cost], limits: dict[str, float], draws: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of the tightest budget for every row of draws (architectures, choices); shape (architectures,)."""
+    column = {choice.name: i for i, choice in enumerate(space.choices)}
+    shares = np.zeros(len(draws))
+    for cost in costs:
+        for row, constant in zip(cost.rows, cost.constants, strict=True):
+            value = np.full(len(draws), float(constant))
+            for factor in row:
+                value += factor.table[tuple(draws[:, column[name]] for name in factor.choices)]
+            shares = np.maximum(shares, value / limits[cost.name])
+    return shares
+
+
+def _marginals(space: Space, costs: list[Cost], limits: dict[str, float]) -> list[NDArray[np.float64]]:
     """Share of the budget that each option of a choice costs with every other choice at its dearest."""
-    full = {choice.name: len(choice.options) - 1 for choice in space.choices}
-    return {
-        choice.name: np.array(
-            [
-                max(cost.at({**full, choice.name: i}) / limits[cost.name] for cost in costs)
-                for i in range(len(choice.options))
-            ]
-        )
-        for choice in space.choices
-    }
+    full = [len(choice.options) - 1 for choice in space.choices]
+    marginals = []
+    for i, choice in enumerate(space.choices):
+        draws = np.tile(full, (len(choice.options), 1))
+        draws[:, i] = range(len(choice.options))
+        marginals.append(_spent(space, costs, limits, draws))
+    return marginals
 
 
 def _draw(
-    space: Space, marginals: dict[str, np.ndarray], tilt: float, generator: np.random.Generator
-) -> dict[str, int]:
-    total = max(float(np.max(list(map(np.max, marginals.values())))), 1e-12)
-    positions = {}
-    for choice in space.choices:
-        weights = np.exp(-tilt * (marginals[choice.name] - marginals[choice.name].min()) / total)
-        positions[choice.name] = int(generator.choice(len(choice.options), p=weights / weights.sum()))
-    return positions
+    space: Space, marginals: list[NDArray[np.float64]], tilt: float, generator: np.random.Generator, count: int
+) -> NDArray[np.int64]:
+    """Positions of `count` random architectures; shape (count, choices)."""
+    total = max(float(max(map(np.max, marginals))), 1e-12)
+    uniform = generator.random((count, len(space.choices)))
+    draws = np.zeros(uniform.shape, dtype=np.int64)
+    for i, marginal in enumerate(marginals):
+        weights = np.exp(-tilt * (marginal - marginal.min()) / total)
+        edges = np.cumsum(weights / weights.sum())
+        draws[:, i] = np.minimum(np.searchsorted(edges, uniform[:, i], side="right"), len(weights) - 1)
+    return draws

@@ -83,6 +83,8 @@ def _solve(
             constraints=program.constraints(tightened),
             options={"time_limit": time_limit, "mip_rel_gap": 0.0},
         )
+        if result.x is None and result.status not in (1, 2):  # neither out of time nor infeasible
+            raise RuntimeError(f"HiGHS failed on the selection: {result.message}")
         if result.x is None:
             raise BudgetError(
                 f"no architecture meets the budgets {dict(limits)} together with the target's legal pairs "

@@ -235,7 +235,7 @@ def _lifetimes(trace: Trace, act_of: dict[str, str], layers: list[Layer], batch:
         if becomes is None or becomes == call.output_storage or made[becomes] <= order:
             continue
         elements = call.output_shape.numel() // max(batch * len(by_name[call.layer].outputs), 1)
-        tensors.append(ActTensor(quantised[becomes], call.layer, "output", elements, order + 1, made[becomes]))
+        tensors.append(ActTensor(quantised[becomes], call.layer, "output", elements, order, made[becomes]))
     return tensors
 
 

@@ -40,14 +40,20 @@ class _Marked(nn.Module):
     def __init__(self, model: nn.Module, outputs: list[Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.first = nn.ModuleList([nn.PReLU(max(t.shape[1], 1)) if t.dim() > 1 else nn.Identity() for t in outputs])
-        self.last = nn.ModuleList([nn.LayerNorm(t.shape[-1]) if t.dim() > 2 else nn.Identity() for t in outputs])
+        self.first = nn.ModuleList([_mark(nn.PReLU, t, 1) if t.dim() > 1 else nn.Identity() for t in outputs])
+        self.last = nn.ModuleList([_mark(nn.LayerNorm, t, -1) if t.dim() > 2 else nn.Identity() for t in outputs])
 
     def forward(self, *inputs: Any) -> list[Tensor]:
         tensors = [leaf for leaf in tree_leaves(self.model(*inputs)) if isinstance(leaf, Tensor)]
         first = [mark(t) for mark, t in zip(self.first, tensors, strict=True)]
         last = [mark(t) for mark, t in zip(self.last, tensors, strict=True)]
         return first + last
+
+
+def _mark(kind: type[nn.Module], output: Tensor, dimension: int) -> nn.Module:
+    if not output.is_floating_point():
+        return nn.Identity()
+    return kind(max(output.shape[dimension], 1), device=output.device, dtype=output.dtype)
 
 
 class _Classes:

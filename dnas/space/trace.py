@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -124,7 +125,7 @@ def _watch(model: nn.Module, trace: Trace, stack: list[str], inside: list[str]) 
         handles.append(module.register_forward_hook(leave(name, searchable), with_kwargs=True))
     training = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch's fused transformer layers hide what they multiply
+    torch.backends.mha.set_fastpath_enabled(False)  # fused transformer layers and attention hide what they multiply
     model.eval()
     try:
         yield
@@ -149,7 +150,7 @@ def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     trace, stack, inside = Trace(), [], []
     trace.input_storages = {_storage(t) for t in _tensors(example_inputs)}
     trace.alive.append(example_inputs)
-    with torch.no_grad(), _watch(model, trace, stack, inside):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _watch(model, trace, stack, inside):
         try:
             with _Recorder(trace, stack, inside):
                 output = model(*example_inputs)
