@@ -22,7 +22,7 @@ class RetrainConfig:
 
     distill: share of the loss that is distillation from the float network. norm_images: for the batch-norm statistics.
     baselines: networks of equal cost to compare with, any of `uniform`, `random`. uniform_candidates: how many uniform
-    networks are trained, those nearest to the budget first; the best on validation is the baseline.
+    networks are trained, the most promising in the supernet first; the best on validation is the baseline.
     """
 
     epochs: int = 12

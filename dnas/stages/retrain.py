@@ -5,7 +5,7 @@ from typing import Any
 
 from dnas.checkpoint import write_text
 from dnas.engine import derived_seed
-from dnas.recipe import evaluate
+from dnas.recipe import batch_statistics, evaluate
 from dnas.retrain import retrain as train_realised
 from dnas.select.reference import random_architecture, uniform_candidates
 from dnas.space.architecture import Architecture
@@ -19,19 +19,20 @@ def retrain(run: Run) -> None:
     if "random" in run.config.retrain.baselines:
         _train(run, "random", "baselines/random", random_architecture(run.space, run.budget, run.config.seed))
     if "uniform" in run.config.retrain.baselines:
-        for i, architecture in enumerate(nearest_uniform(run)):
+        for i, architecture in enumerate(promising_uniform(run)):
             _train(run, "uniform", f"baselines/uniform{i}", architecture)
 
 
-def nearest_uniform(run: Run) -> list[Architecture]:
-    """The uniform networks that are trained: those that spend most of the budget."""
-    limits = run.budget.limits(run.space)
+def promising_uniform(run: Run) -> list[Architecture]:
+    """The uniform networks that are trained: those of lowest validation loss in the supernet, before training."""
+    candidates = uniform_candidates(run.space, run.budget)
+    supernet, validation = run.supernet(), run.batches("validation", 500, False)
 
-    def spent(architecture: Architecture) -> float:
-        return max(float(architecture.cost(name)) / limit for name, limit in limits.items())
+    def loss(architecture: Architecture) -> float:
+        with supernet.evaluate_as(architecture), batch_statistics(supernet):
+            return evaluate(supernet, validation.epoch(0))[1]
 
-    found = sorted(uniform_candidates(run.space, run.budget), key=spent, reverse=True)
-    return found[: run.config.retrain.uniform_candidates]
+    return sorted(candidates, key=loss)[: run.config.retrain.uniform_candidates]
 
 
 def _train(run: Run, method: str, file: str, architecture: Architecture) -> None:
