@@ -76,7 +76,8 @@ def _fixed_activation(mixed: MixedActivation, option: int) -> LearnedStepActivat
 def _slice_layer(layer: nn.Module, inputs: Tensor, outputs: Tensor, depthwise: bool) -> nn.Module:
     """A copy of a layer with these channels only."""
     result = copy.deepcopy(layer)
-    weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, assignment]
+    own: Tensor = layer.weight  # type: ignore[assignment]
+    weight = own.detach()
     if depthwise:
         weight = weight[outputs]
         result.groups = len(outputs)  # type: ignore[assignment]

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-# tests/dnas and tests/quant are folders without __init__.py: with the root in front they cannot be taken for the packages
+# with the root in front, the folders tests/dnas and tests/quant cannot be taken for the packages of these names
 sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)  # the networks are tiny: more threads only wait for each other
 
 
-@pytest.fixture()
+@pytest.fixture
 def generator() -> torch.Generator:
     """A seeded generator; tests draw from it and never from torch's global state."""
     return torch.Generator().manual_seed(20240607)

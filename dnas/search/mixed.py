@@ -1,6 +1,7 @@
 """The mixed layer and the mixed activation: a user's layer whose widths and channels follow the current sample."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,10 +113,12 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, layer.bias)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[weight.dim() - 2]
-        return function(
+        function: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[weight.dim() - 2]
+        result: Tensor = function(
             x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
+        return result
     if isinstance(layer, nn.modules.conv._ConvNd):
-        return layer._conv_forward(x, weight, layer.bias)  # type: ignore[operator]
+        convolved: Tensor = layer._conv_forward(x, weight, layer.bias)
+        return convolved
     raise TypeError(f"{type(layer).__name__} is not a convolution or linear layer")

@@ -27,6 +27,10 @@ class Supernet(nn.Module):
     the architecture given to `evaluate_as`, or else the most probable option of every choice.
     """
 
+    ranks: Tensor
+    temperature: Tensor
+    draws: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -187,8 +191,8 @@ class Supernet(nn.Module):
         searched = list(self.space.searched())
         if self.training:
             self.draws += 1
-            noise = gumbel_noise(sum(len(c.options) for c in searched), self._generator)
-            noise = noise.split([len(c.options) for c in searched])  # type: ignore[assignment]
+            sizes = [len(choice.options) for choice in searched]
+            noise = gumbel_noise(sum(sizes), self._generator).split(sizes)
         for i, choice in enumerate(searched):
             logits = self.logits[i]
             if self.training:

@@ -53,6 +53,7 @@ class SearchTraining:
     """One `step` is one batch of weights and, after the warm-up, one of choices."""
 
     name = "search"
+    model: nn.Module
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
 def random_architecture(
     space: Space, budget: Budget, seed: int, lowest: float = 0.96, attempts: int = 20_000
 ) -> Architecture:
-    """Independent choices, tilted by exp(-lambda cost) towards the budget, rejected unless they spend 96 to 100 % of it.
+    """Independent choices tilted by exp(-lambda cost) towards the budget; rejected unless they spend 96 to 100 % of it.
 
     Args:
         space: the space.

@@ -1,4 +1,4 @@
-"""The selector: from scores and budgets to the best architecture that strictly meets every budget, with a certificate."""
+"""The selector: from scores and budgets to the best architecture that meets every budget, with a certificate."""
 
 import time
 from collections.abc import Mapping

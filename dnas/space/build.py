@@ -94,8 +94,8 @@ def build_space(
         ranges[act] = _calibrate(calls, choices[-1].options)
     fixed += _unlisted(model, trace, names, batch)
     through = tuple(Through(name, channels) for (name, side), channels in sides.items() if side == "through")
-    options = [choice.options for choice in choices[: len(groups)]]
-    for index, reason in failing_groups(model, inputs, groups, options, layers, through).items():
+    counts = [choice.options for choice in choices[: len(groups)]]
+    for index, reason in failing_groups(model, inputs, groups, counts, layers, through).items():
         choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
         fixed.append(Fixed(groups[index].choice, reason))
     return Space(

@@ -107,7 +107,8 @@ class _Check:
             ins, outs = kept_channels(layer.inputs, kept), kept_channels(layer.outputs, kept)
             if not layer.depthwise and getattr(module, "groups", 1) == 1:
                 removed = sorted(set(range(len(layer.inputs))) - set(ins))
-                module.weight.transpose(0, input_dimension(module))[removed] = 0  # type: ignore[operator, union-attr]
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                weight.transpose(0, input_dimension(module))[removed] = 0
             slice_layer(smaller.get_submodule(layer.name), ins, outs, layer.depthwise)
         for item in self.through:
             slice_channels(smaller.get_submodule(item.name), kept_channels(item.channels, kept))
@@ -168,7 +169,8 @@ def input_dimension(layer: nn.Module) -> int:
 
 def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwise: bool) -> None:
     """Cuts a convolution or linear layer down to these channels."""
-    weight, bias = layer.weight.detach(), layer.bias  # type: ignore[operator, union-attr]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment]
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if depthwise:
         weight = weight[outputs]
         layer.groups = len(outputs)  # type: ignore[assignment]
@@ -177,7 +179,7 @@ def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwi
         weight = weight[first][:, second]
     layer.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach()[outputs])  # type: ignore[index]
+        layer.bias = nn.Parameter(bias.detach()[outputs])
     names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
     for name, kept in zip(names, (inputs, outputs), strict=True):
         setattr(layer, name, len(kept))

@@ -47,7 +47,7 @@ def bops_uniq(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: i
 
 
 def bops_accumulator(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """MACs (w - 1) a for the products, and additions at the width of the largest accumulator value (Zur's thesis code)."""
+    """MACs (w - 1) a for the products, and additions at the width of the largest accumulator (Zur's thesis code)."""
     fan_in = _fan_in(layer, c_in)
     largest = fan_in * (2**act_bits - 1) * (2 ** (weight_bits - 1) - 1)
     products = macs(layer, c_in, c_out, weight_bits, act_bits) * (weight_bits - 1) * act_bits
@@ -156,8 +156,8 @@ def _tabulate(space: Space, names: Sequence[str], value: Callable[[Mapping[str, 
     size = int(np.prod(shape))
     if size > MAX_TABLE:
         raise ValueError(
-            f"{what} needs a table of {size} entries over {list(names)}, more than {MAX_TABLE}; use a cost that adds up "
-            "over input channels (bops, macs, weight_bits) or exclude some of these groups (space.exclude)"
+            f"{what} needs a table of {size} entries over {list(names)}, more than {MAX_TABLE}; use a cost that adds "
+            "up over input channels (bops, macs, weight_bits) or exclude some of these groups (space.exclude)"
         )
     table = np.empty(shape, dtype=np.float64)
     for index in product(*map(range, shape)):
@@ -190,7 +190,7 @@ def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -
 
 
 def _live(tensor: ActTensor, row: int | None) -> bool:
-    """Whether a tensor counts: towards traffic (row None) as a layer's input, towards a row of the peak while it lives."""
+    """Whether a tensor counts: towards traffic (row None) as an input, towards a row of the peak while it lives."""
     return tensor.side == "input" if row is None else tensor.first <= row <= tensor.last
 
 

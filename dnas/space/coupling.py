@@ -1,4 +1,4 @@
-"""Which channels must be kept or removed together, from Torch-Pruning's dependency graph. The one file that talks to it.
+"""Which channels must be kept or removed together, from Torch-Pruning's graph. The one file that talks to it.
 
 Torch-Pruning (MIT, maintained, needs only torch) follows channel indices through adds, concats, splits and flattens.
 """

@@ -1,4 +1,4 @@
-"""One forward pass of the user's model, watched: which layers run, on which tensors, and how long each tensor is needed."""
+"""One forward pass of the user's model, watched: which layers run, on which tensors, and how long each is needed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +87,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def is_searchable(module: nn.Module) -> bool:
-    """Whether a module is one of the `SEARCHABLE` types with torch's own forward and a weight that is its own parameter."""
+    """Whether a module is one of the `SEARCHABLE` types, with torch's own forward and a weight that is a parameter."""
     own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not so under weight or spectral normalisation
     return own and any(isinstance(module, kind) and type(module).forward is kind.forward for kind in SEARCHABLE)
 
@@ -147,7 +147,9 @@ def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     Raises:
         ValueError: the model does not accept these inputs.
     """
-    trace, stack, inside = Trace(), [], []
+    trace = Trace()
+    stack: list[str] = []
+    inside: list[str] = []
     trace.input_storages = {_storage(t) for t in _tensors(example_inputs)}
     trace.alive.append(example_inputs)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _watch(model, trace, stack, inside):
@@ -157,8 +159,8 @@ def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
         except Exception as error:
             shapes = [tuple(t.shape) for t in _tensors(example_inputs)]
             raise ValueError(
-                f"the model failed on example_inputs of shapes {shapes} in module {stack[-1] if stack else ''!r}: {error}; "
-                "pass inputs as the model's forward takes them"
+                f"the model failed on example_inputs of shapes {shapes} in module {stack[-1] if stack else ''!r}: "
+                f"{error}; pass inputs as the model's forward takes them"
             ) from error
     trace.outputs = _tensors(output)
     trace.output_storages = {_storage(t) for t in trace.outputs}

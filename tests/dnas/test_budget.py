@@ -14,7 +14,7 @@ from dnas.space.build import build_space
 from dnas.space.cost import reference_cost
 
 
-@pytest.fixture()
+@pytest.fixture
 def supernet() -> Supernet:
     model = Chain()
     return Supernet(model, build_space(model, example(model), (2, 4, 8), (2, 4, 8), (0.25, 0.5, 1.0)), seed=1).train()

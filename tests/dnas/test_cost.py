@@ -75,7 +75,7 @@ def test_expectation_is_the_average_over_all_architectures(network: str, generat
     every = architectures(space)
     assert 1 < len(every) < 20_000
     costs = {name: build_cost(space, name) for name in COSTS}
-    sums: dict[str, Any] = {name: 0.0 for name in COSTS}
+    sums: dict[str, Any] = dict.fromkeys(COSTS, 0.0)
     rows = np.zeros(len(costs["peak_activation_bits"].rows))
     for options in every:
         weight = math.prod(float(chances[c.name][c.index(options[c.name])]) for c in space.choices)

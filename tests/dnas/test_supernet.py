@@ -222,7 +222,7 @@ def test_temperature_falls(schedule: str) -> None:
 
 
 def test_a_copy_after_training_is_independent() -> None:
-    supernet = make().train()
+    supernet = make(Residual()).train()
     train(supernet, Budget(bops=0.1), 2)
     other = copy.deepcopy(supernet)
     assert train(other, None, 2) == train(supernet, None, 2)  # same draws, same weights

@@ -1,0 +1,28 @@
+# make demo: the whole pipeline on scikit-learn's digits, three seeds.  make test: tests and linters.
+# Both make .venv and install into it what constraints.txt pins.
+PYTHON ?= python3
+BIN := .venv/bin
+# waiting threads sleep instead of spinning: on a shared machine spinning slows everything down many times
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test lint clean
+
+.venv/installed: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/dnas -m experiment=digits_demo seed=0,1,2
+
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(MAKE) lint
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
