@@ -19,8 +19,8 @@ DIGITS = 5
 class Board:
     """A TensorBoard folder, and the history of the choices' probabilities.
 
-    To resume: make it with `purge_step`, the first step that will be written again, and give `load_state` what
-    `state` returned at the checkpoint. Events and history from that step on are then dropped.
+    To resume: give `load_state` what `state` returned at the checkpoint, and `purge` the first step that will be
+    written again. Events and history from that step on are then dropped. With `purge_step`, opening does that.
     """
 
     def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
@@ -143,6 +143,18 @@ class Board:
         }
         if self._purge_step is not None:
             self._forget(self._purge_step)
+
+    def purge(self, step: int) -> None:
+        """Hides what an earlier process wrote at this step and later, and drops that from the history."""
+        self._forget(step)
+        if self._writer is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)  # type: ignore[attr-defined]
+        self._writer.file_writer.add_event(Event(step=step, session_log=start))
 
     def flush(self) -> None:
         """Brings everything to the disk."""

@@ -1,6 +1,7 @@
 """The command `dnas`: a Hydra app that composes the configuration and calls the stages; it holds no logic of theirs."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from dnas.config import STAGES, ConfigError, check_overrides, parse_config
 from dnas.engine import Engine
-from dnas.run import NOT_IDENTITY, RunFolder, digest, is_run_folder, open_run
-from dnas.stages.context import Run
+from dnas.run import NOT_IDENTITY, RunError, RunFolder, digest, is_run_folder, open_run, stored_config
+from dnas.stages.context import Run, as_started
 from dnas.stages.export import export
 from dnas.stages.preflight import preflight
 from dnas.stages.report import report, show
 from dnas.stages.retrain import retrain
 from dnas.stages.search import search
 from dnas.stages.select import select
+from dnas.sweep import Failure
 
 RUN_STAGE: dict[str, Any] = {
     "preflight": preflight,
@@ -49,12 +52,18 @@ def run_stages(config: DictConfig, overrides: list[str], console: Console) -> Pa
     Returns:
         the run folder.
     """
+    parse_config(config)
     folder, config = _locate(config, overrides)
     parsed = parse_config(config)
-    opened = open_run(folder, config) if parsed.budget.caps() or is_run_folder(folder) else None
-    if opened is None:
+    opened = open_run(folder, config)
+    if not is_run_folder(folder) and parsed.stage not in ("all", "preflight"):
+        raise RunError(
+            f"{folder} holds no run, so that there is nothing for stage={parsed.stage} to start from; name an existing run "
+            "folder=..., or give stage=all or stage=preflight first"
+        )
+    if not parsed.budget.caps():
         raise ConfigError("no budget is set: give at least one, e.g. budget.bops=0.05 (conf/budget/*.yaml lists them)")
-    run = Run(parsed, opened, Engine(parsed.engine, console), console)
+    run = Run(as_started(parsed, opened), opened, Engine(parsed.engine, console), console)
     wanted = STAGES if parsed.stage == "all" else (parsed.stage,)
     for stage in wanted:
         if run.folder.finished(stage):
@@ -80,13 +89,13 @@ def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]
         folder = Path(config.folder)
     if not is_run_folder(folder):
         return folder, config
-    stored = OmegaConf.load(folder / "config.yaml")
-    if not isinstance(stored, DictConfig):
-        raise ConfigError(f"{folder}/config.yaml is damaged; use another folder")
-    for key in ("stage", "engine", "report"):
-        stored[key] = config[key]
-    explicit = [o.lstrip("+~").split("=")[0] for o in overrides if o.split("=")[0].split(".")[0] not in NOT_IDENTITY]
-    return folder, config if explicit else stored
+    stored = stored_config(folder)
+    given = [override.lstrip("+~").split("=")[0] for override in overrides]
+    if any(key.replace("/", ".").split(".")[0] not in NOT_IDENTITY for key in given):
+        return folder, config
+    for key in ("stage", *(key for key in given if key.split(".")[0] in ("engine", "report"))):
+        OmegaConf.update(stored, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    return folder, stored
 
 
 def terminal() -> Console:
@@ -96,18 +105,43 @@ def terminal() -> Console:
 
 
 @hydra.main(version_base=None, config_path=str(configuration_folder()), config_name="config")
-def _app(config: DictConfig) -> str:
-    console = terminal()
-    OmegaConf.resolve(config)
+def _app(config: DictConfig) -> str | Failure:
+    """The run folder; in a sweep, an error becomes the job's result, so that the other jobs' table is made."""
     state = HydraConfig.get()
     try:
-        return str(run_stages(config, list(state.overrides.task), console).resolve())
-    except (ValueError, RuntimeError, TypeError) as error:
-        if state.mode == RunMode.MULTIRUN or not type(error).__module__.startswith(("dnas", "quant")):
+        OmegaConf.resolve(config)
+        return str(run_stages(config, list(state.overrides.task), terminal()).resolve())
+    except Exception as error:
+        sweep = state.mode == RunMode.MULTIRUN
+        if is_message(error):
+            print_error(f"{type(error).__name__}: {error}")
+        elif sweep:
+            traceback.print_exc()
+        else:
             raise
-        console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        console.print(str(error), highlight=False, markup=False)
+        if sweep:
+            return Failure(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+def is_message(error: Exception) -> bool:
+    """Whether this package raised an error for its user to read, rather than stumbled over one."""
+    if isinstance(error, OmegaConfBaseException | OSError):
+        return True
+    if type(error).__module__.split(".")[0] in ("dnas", "quant"):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, ValueError | RuntimeError | TypeError) and raised_in.split(".")[0] in ("dnas", "quant")
+
+
+def print_error(text: str) -> None:
+    """An error on the error output, on as many lines as the terminal needs."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(text, highlight=False, markup=False)
 
 
 def main() -> None:
@@ -115,7 +149,7 @@ def main() -> None:
     try:
         check_overrides(sys.argv[1:], configuration_folder())
     except ConfigError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        print_error(str(error))
         sys.exit(1)
     _app()
 

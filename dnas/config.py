@@ -15,9 +15,17 @@ from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
 from dnas.search.training import SearchConfig
+from dnas.space.cost import COSTS
 from dnas.space.target import Target
 
 STAGES = ("preflight", "search", "select", "retrain", "export", "report")
+
+
+OPTIONS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
+"""Hydra's own options that are followed by a value."""
 
 
 class ConfigError(ValueError):
@@ -40,6 +48,10 @@ class SpaceConfig:
     filters: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     exclude: tuple[str, ...] = ()
     calibration_images: int = 256
+
+    def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise ValueError(f"space.calibration_images is {self.calibration_images}; allowed: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,28 @@ class BudgetConfig:
         names = [f.name for f in fields(self) if f.name not in ("own", "strength", "rate")]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None} | dict(self.own)
 
+    def __post_init__(self) -> None:
+        own = {f"own.{name}": value for name, value in self.own.items()}
+        for name, value in ({f: v for f, v in self.caps().items() if f not in self.own} | own).items():
+            if not 0 < value < float("inf"):
+                raise ValueError(
+                    f"budget.{name} is {value}; allowed: a share above 0 and up to 1, or an absolute value above 1"
+                )
+        if not self.strength > 0 or self.rate < 0:
+            raise ValueError(
+                f"budget.strength is {self.strength}, budget.rate {self.rate}; needed: strength > 0, rate >= 0"
+            )
+
 
 @dataclass(frozen=True)
 class SelectConfig:
     """time_limit: seconds for HiGHS; when it runs out, the certificate names the gap."""
 
     time_limit: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.time_limit > 0:
+            raise ValueError(f"select.time_limit is {self.time_limit}; allowed: seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,10 @@ class ExportConfig:
         unknown = set(self.formats) - {"qcdq", "qonnx"}
         if unknown or not self.formats:
             raise ValueError(f"export.formats is {list(self.formats)}; allowed: one or both of 'qcdq', 'qonnx'")
+        if self.images < 1 or self.qonnx_images < 1:
+            raise ValueError(
+                f"export.images is {self.images}, export.qonnx_images {self.qonnx_images}; allowed: 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,6 +157,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.stage not in (*STAGES, "all"):
             raise ConfigError(f"stage={self.stage}; allowed: {[*STAGES, 'all']}")
+        taken = sorted(set(self.cost.functions) & set(COSTS))
+        if taken:
+            raise ConfigError(f"cost.functions.{taken[0]}: a built-in cost has this name; choose another one")
+        missing = sorted(set(self.budget.own) - set(self.cost.functions))
+        if missing:
+            raise ConfigError(
+                f"budget.own.{missing[0]} has no function; add it on the command line: "
+                f"'+cost.functions.{missing[0]}=package.module:function'"
+            )
 
 
 def parse_config(content: DictConfig | Mapping[str, Any]) -> Config:
@@ -139,7 +180,8 @@ def parse_config(content: DictConfig | Mapping[str, Any]) -> Config:
 
 def _where(path: str) -> str:
     group = path.split(".")[0]
-    return f"{path} (conf/{group}/*.yaml, or the command line)" if "." in path else f"{path} (conf/config.yaml)"
+    is_group = "." in path or is_dataclass(get_type_hints(Config).get(group))
+    return f"{path} (conf/{group}/*.yaml, or the command line)" if is_group else f"{path} (conf/config.yaml)"
 
 
 def _build(kind: Any, content: Any, path: str) -> Any:
@@ -220,20 +262,22 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         ConfigError: an unknown key, a group's file that does not exist, or an argument that is no override.
     """
     keys = known_keys()
-    for argument in arguments:
-        if argument.startswith("-") or "=" not in argument:
-            if not argument.startswith("-"):
-                raise ConfigError(f"{argument!r} is not key=value; e.g. budget.bops=0.05")
+    own_files = bool({"--config-dir", "-cd"} & set(arguments)) or any("searchpath" in a for a in arguments)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-") or before in OPTIONS_WITH_VALUE:
             continue
+        if "=" not in argument:
+            raise ConfigError(f"{argument!r} is not key=value; e.g. budget.bops=0.05")
         key, value = argument.split("=", 1)
         key = key.lstrip("+~").split("@")[0]
         if key.split(".")[0].split("/")[0] == "hydra":
             continue
         group = conf / key
-        if group.is_dir() and "." not in key:
+        if key and group.is_dir() and "." not in key:
             files = sorted(path.stem for path in group.glob("*.yaml"))
-            for name in value.split(","):
-                if name not in (*files, "null") and not name.startswith(("[", "{")):
+            names = [] if own_files or "(" in value else value.split(",")
+            for name in names:
+                if name not in files and not name.startswith(("[", "{")) and (key, name) != ("experiment", "null"):
                     close = difflib.get_close_matches(name, files, 1)
                     raise ConfigError(
                         f"conf/{key}/{name}.yaml does not exist; "

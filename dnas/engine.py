@@ -44,6 +44,8 @@ class EngineConfig:
             raise ValueError(f"engine.precision is {self.precision!r}; allowed: 'fp32', 'bf16'")
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"engine.device is {self.device!r}; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"engine.threads is {self.threads}; allowed: 1 or more, or null for torch's own choice")
 
 
 class Training(Protocol):
@@ -150,6 +152,8 @@ class Engine:
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]
             board.load_state(board_state)
+        if checkpoint is not None:
+            board.purge(len(history) + 1)
         bar = Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), console=self.console, disable=not self.config.progress or self.rank > 0,
@@ -180,13 +184,17 @@ class Engine:
         count, total = 0, max(training.epochs * training.steps(), 1)
         for i, batch in enumerate(training.batches(epoch)):
             fraction = (epoch * training.steps() + i) / total
-            numbers = training.step(batch, fraction)
-            if not math.isfinite(float(numbers["loss"])):
+            try:
+                numbers = training.step(batch, fraction)
+                bad = [key for key, value in numbers.items() if not math.isfinite(float(value))]
+                if bad:
+                    raise NumericsError(f"{bad[0]} is {float(numbers[bad[0]])}")
+            except NumericsError as error:
                 raise NumericsError(
-                    f"{training.name}: the loss is {float(numbers['loss'])} at epoch {epoch}, step {i}; first not finite: "
+                    f"{training.name}: {error} at epoch {epoch}, step {i}; first not finite: "
                     f"{first_not_finite(training.model, batch)}; the checkpoint of the last good epoch is kept. "
-                    "Lower the learning rate or clip gradients (optimiser.clip)"
-                )
+                    "Lower the learning rate (optimiser.lr) or clip gradients more (optimiser.clip)"
+                ) from error
             for key, value in numbers.items():
                 sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
             count += 1
@@ -200,13 +208,14 @@ def _note(numbers: Mapping[str, float]) -> str:
 
 
 def first_not_finite(model: nn.Module, batch: Any) -> str:
-    """Names the parameter, gradient or module output that is the first not to be finite."""
+    """Names what is the first not to be finite: the inputs, a parameter, a module's output, or else a gradient."""
+    while not isinstance(batch[0], Tensor):
+        batch = batch[0]
+    if not bool(torch.isfinite(batch[0]).all()):
+        return "the images of the batch"
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"parameter {name}"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return f"gradient of {name}"
     found: list[str] = []
 
     def hook(name: str) -> Any:
@@ -218,11 +227,13 @@ def first_not_finite(model: nn.Module, batch: Any) -> str:
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
     try:
-        while not isinstance(batch[0], Tensor):
-            batch = batch[0]
         with torch.no_grad():
             model(batch[0])
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "the loss itself"
+    if found:
+        return found[0]
+    gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    bad = [name for name, gradient in gradients if not bool(torch.isfinite(gradient).all())]
+    return f"gradient of {bad[-1]}" if bad else "the loss itself"

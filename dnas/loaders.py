@@ -50,7 +50,7 @@ class LoaderBatches:
 
 def as_batches(loader: Any, device: torch.device) -> EpochBatches:
     """The loader itself if it knows epochs, else wrapped."""
-    return loader if hasattr(loader, "epoch") else LoaderBatches(loader, device)
+    return loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device)
 
 
 def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Batch]:

@@ -20,6 +20,10 @@ class PretrainConfig:
     batch_size: int = 128
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=0.1))
 
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1:
+            raise ValueError("pretrain: epochs >= 0 and batch_size >= 1 are needed")
+
 
 class FloatTraining:
     """Cross-entropy training of the float network."""

@@ -32,6 +32,8 @@ class OptimiserConfig:
             raise ValueError(
                 f"optimiser: lr > 0, 0 <= momentum < 1, weight_decay >= 0 and clip > 0 are needed; found {self}"
             )
+        if not 0 <= self.warmup < 1 or self.step_lr < 0:
+            raise ValueError(f"optimiser: 0 <= warmup < 1 and step_lr >= 0 are needed; found {self}")
 
 
 class Optimiser:
@@ -82,13 +84,12 @@ class Optimiser:
 
     def update(self, fraction: float) -> None:
         """One update from the gradients that are there."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
-        if not math.isfinite(float(norm)):
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(float(norm)):  # before the gradients are scaled by it
             bad = [n for n, p in self._named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-            raise NumericsError(
-                f"the gradient of {bad[0] if bad else 'the loss'} is not finite after {fraction:.1%} of training; the "
-                "checkpoint of the last good epoch is kept; lower the learning rate (optimiser.lr)"
-            )
+            raise NumericsError(f"the gradient of {bad[0] if bad else 'the loss'} is not finite")
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip, norm)
         for group in self.sgd.param_groups:
             group["lr"] = self.rate(fraction) * group["factor"]
         self.sgd.step()
@@ -155,7 +156,10 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Replaces running statistics by plain averages over these batches; all else runs as in evaluation."""
+    """Replaces running statistics by their averages over these batches, every image counting alike.
+
+    All else runs as in evaluation.
+    """
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -164,10 +168,13 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
     try:
+        count = 0
         for x, _ in batches:
+            count += len(x)
+            for norm in norms:
+                norm.momentum = len(x) / count
             model(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

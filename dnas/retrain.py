@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dnas.board import Board
-from dnas.engine import Batch, Engine, EngineConfig
+from dnas.engine import Batch, Engine, EngineConfig, derived_seed
 from dnas.loaders import EpochBatches, as_batches, first_batches
 from dnas.recipe import Optimiser, OptimiserConfig, evaluate, reestimate_batch_norm, task_loss, teacher_logits
 from quant.brevitas import LearnedStepQuant
@@ -39,6 +40,8 @@ class RetrainConfig:
             raise ValueError(f"retrain.baselines has {sorted(unknown)}; allowed: {list(BASELINES)}")
         if self.epochs < 0 or self.uniform_candidates < 1 or not 0 <= self.distill <= 1:
             raise ValueError("retrain: epochs >= 0, uniform_candidates >= 1 and 0 <= distill <= 1 are needed")
+        if self.batch_size < 1 or self.norm_images < 1:
+            raise ValueError("retrain: batch_size >= 1 and norm_images >= 1 are needed")
 
 
 class RetrainTraining:
@@ -132,6 +135,7 @@ def retrain(
         teacher.to(engine.device).eval()
     training = RetrainTraining(model, train, validation, teacher, config, engine, name)
     history = engine.fit(training, checkpoint, board or Board(None), seed)
+    torch.manual_seed(derived_seed(seed, name, "norms"))  # a resumed run draws the same batches
     reestimate(model, first_batches(train, config.norm_images))
     model.eval()
     return history

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from dnas.checkpoint import write_text
 from dnas.engine import peak_memory_mb
 
 NOT_IDENTITY = ("stage", "folder", "engine", "report", "hydra")
-"""Keys that do not change what a run computes, so that they may differ when it is resumed."""
+"""Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
+MARK = ".dnas"
+"""The file that makes a folder a run folder."""
 
 
 class RunError(RuntimeError):
@@ -24,9 +27,24 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and the record of its stages."""
+    """Paths of a run, and the record of its stages. content: the text of config.yaml, for a folder not yet created."""
 
     path: Path
+    content: str = ""
+
+    def create(self) -> None:
+        """Makes the folder and writes its configuration, unless it is there; killed at any moment, it can be repeated."""
+        if is_run_folder(self.path):
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.file(MARK).write_text(f"run folder of dnas, started in\n{Path.cwd()}\n", encoding="utf-8")
+        write_text(self.file("config.yaml"), self.content)
+
+    def started_in(self) -> Path | None:
+        """The working directory of the command that created the folder; None where it is not known or is gone."""
+        lines = self.file(MARK).read_text(encoding="utf-8").splitlines() if self.file(MARK).exists() else []
+        found = Path(lines[1]) if len(lines) > 1 else None
+        return found if found is not None and found.is_dir() else None
 
     def file(self, name: str) -> Path:
         """Path of a file in the folder."""
@@ -70,11 +88,14 @@ class RunFolder:
 
 
 def identity(content: DictConfig) -> dict[str, Any]:
-    """The part of a configuration that decides what a run computes."""
+    """The part of a configuration that decides what a run computes; of the engine, that is a reduced precision."""
     plain = OmegaConf.to_container(content, resolve=True)
     if not isinstance(plain, dict):
         raise RunError("the configuration is not a mapping; needed are keys and values")
-    return {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+    found = {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+    engine = plain.get("engine")
+    precision = engine.get("precision", "fp32") if isinstance(engine, dict) else "fp32"
+    return found if precision == "fp32" else found | {"engine": {"precision": precision}}
 
 
 def digest(content: DictConfig) -> str:
@@ -84,34 +105,55 @@ def digest(content: DictConfig) -> str:
 
 def is_run_folder(path: Path) -> bool:
     """Whether a folder holds a run."""
-    return (path / "config.yaml").exists() and (path / ".dnas").exists()
+    return (path / "config.yaml").exists() and (path / MARK).exists()
+
+
+def stored_config(path: Path) -> DictConfig:
+    """The configuration in a run folder.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        stored = OmegaConf.load(path / "config.yaml")
+    except (OSError, ValueError, YAMLError) as error:
+        raise RunError(f"{path}/config.yaml is damaged ({error}); use another folder") from error
+    if not isinstance(stored, DictConfig):
+        raise RunError(f"{path}/config.yaml is damaged; use another folder")
+    return stored
 
 
 def open_run(path: Path, content: DictConfig) -> RunFolder:
-    """Creates a run folder, or opens it if it holds the same configuration.
+    """The run folder at a path, if that can be one: it holds the same configuration, or nothing at all.
+
+    Writes nothing: see `RunFolder.create`.
 
     Raises:
         RunError: the folder holds another configuration, or files of something else.
     """
-    folder = RunFolder(path)
     if is_run_folder(path):
-        stored = OmegaConf.load(path / "config.yaml")
-        if not isinstance(stored, DictConfig):
-            raise RunError(f"{path}/config.yaml is damaged; use another folder")
-        differing = differences(identity(stored), identity(content))
+        differing = differences(identity(stored_config(path)), identity(content))
         if differing:
             raise RunError(
                 f"{path} holds a run of another configuration: {'; '.join(differing[:5])}; nothing was changed. Use another "
                 "folder=..., leave these keys out to continue that run, or remove the folder"
             )
-        return folder
-    if path.exists() and any(path.iterdir()):
-        raise RunError(f"{path} is not empty and holds no run; nothing was changed. Use another folder=...")
-    path.mkdir(parents=True, exist_ok=True)
+        return RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; nothing was changed. Use another folder=...")
+    marked = (path / MARK).exists()  # a creation that was killed leaves the mark and half a configuration at most
+    others = [] if not path.exists() else [p.name for p in path.iterdir() if not _is_unfinished(p.name, marked)]
+    if others:
+        raise RunError(
+            f"{path} is not empty ({', '.join(sorted(others)[:3])}, ...) and holds no run; nothing was changed. Use another "
+            "folder=..."
+        )
     plain = {k: v for k, v in OmegaConf.to_container(content, resolve=True).items() if k != "hydra"}  # type: ignore[union-attr]
-    write_text(folder.file("config.yaml"), OmegaConf.to_yaml(OmegaConf.create(plain)))
-    write_text(folder.file(".dnas"), "run folder of dnas\n")
-    return folder
+    return RunFolder(path, OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def _is_unfinished(name: str, marked: bool) -> bool:
+    return marked and (name == MARK or name.startswith(".config.yaml."))
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

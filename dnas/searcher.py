@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dnas.board import Board
-from dnas.engine import Engine, EngineConfig
+from dnas.engine import Engine, EngineConfig, derived_seed
 from dnas.loaders import as_batches, first_batches
 from dnas.search.budget import Budget
 from dnas.search.measure import measure_scores
@@ -60,6 +61,7 @@ def search(
     second = sets[1] if config.level == "two" else None
     training = SearchTraining(supernet, budget, sets[0], second, sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
+    torch.manual_seed(derived_seed(seed, "scores"))  # a resumed run draws the same batches
     return score(supernet, budget, sets[1], teacher, config), history
 
 

@@ -49,7 +49,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float) -> None:
 
 @torch.no_grad()
 def check(
-    make: Callable[[], nn.Module], inputs: tuple[Any, ...] | None = None, draws: int = 3, **options: Any
+    make: Callable[[], nn.Module], inputs: tuple[Any, ...] | None = None, draws: int = 2, **options: Any
 ) -> Supernet:
     """Masked equals realised in double and in single precision, and a supernet without quantisers is the model.
 

@@ -12,7 +12,6 @@ from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 
-
 BATCH = 512
 """Held-back images per forward pass: batch norms use the statistics of the batch."""
 

@@ -63,6 +63,8 @@ class MixedLayer(nn.Module):
     physically smaller one computes.
     """
 
+    mask_index: Tensor | None
+
     def __init__(
         self,
         layer: nn.Module,

@@ -311,24 +311,46 @@ class Supernet(nn.Module):
 
         Args:
             method: `gradient`, the accumulated gradient of the task loss with respect to the sampled weight of each
-                option; or `logits`, the logits as they are (they contain the price they were trained under).
+                option; or `logits`, each logit plus the price that its option paid in training: multiplier times the
+                marginal log cost (where the penalty and the task balance, the two differ by a constant).
 
         Raises:
             ValueError: an unknown method.
         """
         if method not in ("gradient", "logits"):
             raise ValueError(f"scores method is {method!r}; allowed: 'gradient', 'logits'")
+        prices = self._prices() if method == "logits" else {}
         values: dict[str, tuple[float, ...]] = {}
         for choice in self.space.choices:
             if not choice.searched:
                 values[choice.name] = (0.0,)
                 continue
             i = self.choices[choice.name]
-            found = self.logits[i].detach()
             if method == "gradient":
                 found = self._task_benefit[i] / self._benefit_weight[i].clamp_min(1e-12)
+            else:
+                found = self.logits[i].detach() + prices[choice.name]
             values[choice.name] = tuple(found.double().tolist())
         return Scores(values, method).monotone()
+
+    def _prices(self) -> dict[str, Tensor]:
+        """Multiplier times the derivative of the log cost with respect to each option's probability, shape (K,)."""
+        found = {name: p.detach().double().requires_grad_() for name, p in self.probabilities().items()}
+        with torch.enable_grad():
+            total = sum(
+                (
+                    state[0] * torch.log(self.cost_table(name).expectation(found))
+                    for name, state in self.multipliers.items()
+                ),
+                torch.zeros((), dtype=torch.float64, device=self.ranks.device),
+            )
+            if not total.requires_grad:
+                return {name: torch.zeros_like(p) for name, p in found.items()}
+            grads = torch.autograd.grad(total, list(found.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if grad is None else grad.to(self.ranks.device)
+            for (name, p), grad in zip(found.items(), grads, strict=True)
+        }
 
     def most_probable(self) -> Architecture:
         """The argmax of every choice; it knows of no budget."""

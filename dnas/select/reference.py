@@ -121,9 +121,7 @@ def _legal(space: Space, positions: NDArray[np.int64]) -> bool:
     return all((option[layer.weight_choice], option[layer.act_choice]) in space.pairs for layer in space.layers)
 
 
-def _spent(
-    space: Space, costs: list[Cost], limits: dict[str, float], draws: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _spent(space: Space, costs: list[Cost], limits: dict[str, float], draws: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of the tightest budget for every row of draws (architectures, choices); shape (architectures,)."""
     column = {choice.name: i for i, choice in enumerate(space.choices)}
     shares = np.zeros(len(draws))

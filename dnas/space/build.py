@@ -120,13 +120,13 @@ def _lay_filters(
     """Groups of channel classes with the same producers, one choice each, and the channel maps of every layer."""
     by_producers: dict[tuple[tuple[str, ...], str], list[int]] = {}
     for index, keys in enumerate(coupling.classes):
-        producers = sorted((name for name, side, _ in keys if side == "out"), key=names.index)
+        makers = sorted((name for name, side, _ in keys if side == "out"), key=names.index)
         reason = coupling.blocked.get(index, "")
-        if not reason and len(set(producers)) < len(producers):
-            reason = f"channels of {producers[0]} are tied to each other"
-        if not reason and excluded & set(producers):
-            reason = f"{sorted(excluded & set(producers))[0]} is excluded by space.exclude"
-        by_producers.setdefault((tuple(dict.fromkeys(producers)), reason), []).append(index)
+        if not reason and len(set(makers)) < len(makers):
+            reason = f"channels of {makers[0]} are tied to each other"
+        if not reason and excluded & set(makers):
+            reason = f"{sorted(excluded & set(makers))[0]} is excluded by space.exclude"
+        by_producers.setdefault((tuple(dict.fromkeys(makers)), reason), []).append(index)
     groups: list[Group] = []
     choices: list[Choice] = []
     fixed: list[Fixed] = []
@@ -149,9 +149,9 @@ def _lay_filters(
                 sides.setdefault((layer, side), {})[channel] = (len(groups) - 1, position)
 
     maps = {}
-    for side, entries in sides.items():
+    for place_side, entries in sides.items():
         ordered = [entry for _, entry in sorted(entries.items())]
-        maps[side] = ChannelMap(tuple(group for group, _ in ordered), tuple(position for _, position in ordered))
+        maps[place_side] = ChannelMap(tuple(group for group, _ in ordered), tuple(position for _, position in ordered))
     return groups, choices, maps, fixed
 
 

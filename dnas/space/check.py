@@ -140,9 +140,7 @@ class _Check:
 
             return hook
 
-        handles = [
-            model.get_submodule(layer.name).register_forward_hook(watch(layer)) for layer in self.layers
-        ]
+        handles = [model.get_submodule(layer.name).register_forward_hook(watch(layer)) for layer in self.layers]
         try:
             output = model(*self.inputs)
         finally:
@@ -169,7 +167,7 @@ def input_dimension(layer: nn.Module) -> int:
 
 def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwise: bool) -> None:
     """Cuts a convolution or linear layer down to these channels."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if depthwise:
         weight = weight[outputs]

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dnas.space.choice import Space
+
 
 class TargetError(ValueError):
     """The space asks for what the target cannot run, or the other way round."""
@@ -55,3 +57,23 @@ class Target:
                 count = max(round(count / self.channel_multiple), 1) * self.channel_multiple
             counts.add(min(count, size))
         return tuple(sorted(counts))
+
+
+def unsupported(space: Space, target: Target) -> list[str]:
+    """What of a space a target cannot run, as text: layers for which none of the legal pairs is an option."""
+    found = []
+    for layer in space.layers:
+        weights, acts = space.choice(layer.weight_choice).options, space.choice(layer.act_choice).options
+        legal = [
+            (w, a)
+            for w in weights
+            for a in acts
+            if (target.pairs is None or (w, a) in target.pairs)
+            and (target.weight_bits is None or w in target.weight_bits)
+            and (target.act_bits is None or a in target.act_bits)
+        ]
+        if not legal:
+            found.append(
+                f"{layer.name}: weight bits {list(weights)} with activation bits {list(acts)} are not legal on {target.name}"
+            )
+    return found

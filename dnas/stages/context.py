@@ -1,13 +1,14 @@
 """What every stage starts from: the configuration, the folder, and loaders of what earlier stages wrote."""
 
+import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from dnas.config import Config, parse_config
 from dnas.data import Batches, Data, Split, load_data
 from dnas.engine import Engine, derived_seed
 from dnas.loaders import EpochBatches
-from dnas.models import build_model
+from dnas.models import ModelConfig, build_model
 from dnas.models.imports import make_working_directory_importable
 from dnas.realise import realise
-from dnas.run import RunError, RunFolder, is_run_folder
+from dnas.run import RunError, RunFolder, is_run_folder, stored_config
 from dnas.search.budget import Budget
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
@@ -45,9 +46,22 @@ class Run:
 
     @cached_property
     def functions(self) -> Mapping[str, LayerCost]:
-        """The user's own costs."""
+        """The user's own costs.
+
+        Raises:
+            RunError: one of them cannot be imported.
+        """
         make_working_directory_importable()
-        return {name: get_object(target.replace(":", ".")) for name, target in self.config.cost.functions.items()}
+        found = {}
+        for name, target in self.config.cost.functions.items():
+            try:
+                found[name] = get_object(target.replace(":", "."))
+            except Exception as error:
+                raise RunError(
+                    f"cost.functions.{name}={target} cannot be imported ({str(error).splitlines()[0]}); needed is "
+                    "package.module:function, installed or in the directory in which the command is started"
+                ) from error
+        return found
 
     @cached_property
     def budget(self) -> Budget:
@@ -60,12 +74,20 @@ class Run:
         """The space that preflight wrote."""
         return Space.from_json(self.folder.read("space.json", "preflight"))
 
-    def model(self) -> nn.Module:
+    @cached_property
+    def shape(self) -> tuple[tuple[int, ...], int]:
+        """Shape of an image and number of classes; as preflight wrote them, so that a run loads without its data."""
+        path = self.folder.file("preflight.json")
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if "image_shape" in stored:
+            return tuple(stored["image_shape"]), int(stored["classes"])
+        return self.data.image_shape, len(self.data.classes)
+
+    def model(self, config: ModelConfig | None = None) -> nn.Module:
         """The user's network as it starts: with the checkpoint's weights, or initialised from the seed."""
         torch.manual_seed(derived_seed(self.config.seed, "model"))
-        shape = self.data.image_shape
-        model = build_model(self.config.model, shape[0], len(self.data.classes), shape)
-        return model.to(self.engine.device)
+        shape, classes = self.shape
+        return build_model(config or self.config.model, shape[0], classes, shape).to(self.engine.device)
 
     def float_model(self) -> nn.Module:
         """The trained float network, in evaluation mode.
@@ -73,9 +95,10 @@ class Run:
         Raises:
             RunError: the search stage has not got that far.
         """
-        model, path = self.model(), self.folder.file("float.safetensors")
+        path = self.folder.file("float.safetensors")
         if not path.exists():
             raise RunError(f"{path} is missing; run stage=search in this folder first")
+        model = self.model(replace(self.config.model, checkpoint=None))
         model.load_state_dict(load_file(path, device=str(self.engine.device)))
         return model.eval()
 
@@ -150,11 +173,27 @@ def open_folder(path: Path, engine: Engine | None = None, console: Console | Non
     """
     if not is_run_folder(path):
         raise RunError(f"{path} is not a run folder of dnas; it needs config.yaml, as dnas writes it")
-    content = OmegaConf.load(path / "config.yaml")
-    if not isinstance(content, DictConfig):
-        raise RunError(f"{path}/config.yaml is damaged")
-    config = parse_config(content)
-    return Run(config, RunFolder(path), engine or Engine(config.engine), console or Console())
+    folder = RunFolder(path)
+    config = as_started(parse_config(stored_config(path)), folder)
+    return Run(config, folder, engine or Engine(config.engine), console or Console())
+
+
+def as_started(config: Config, folder: RunFolder) -> Config:
+    """The configuration with relative paths as they were meant in the directory in which the run was started.
+
+    The user's modules in that directory are found, too.
+    """
+    start = folder.started_in()
+    if start is None or start == Path.cwd():
+        return config
+    if str(start) not in sys.path:
+        sys.path.append(str(start))
+
+    def located(path: str | None) -> str | None:
+        return path if path is None else str(start / Path(path).expanduser())
+
+    data = replace(config.data, path=located(config.data.path))
+    return replace(config, data=data, model=replace(config.model, checkpoint=located(config.model.checkpoint)))
 
 
 def load(run_folder: str | Path) -> nn.Module:

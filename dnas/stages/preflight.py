@@ -15,6 +15,7 @@ from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.preflight import cost_ranges, layer_table, memory_estimate_mb, range_table
+from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
 from quant.export import export
 
@@ -24,6 +25,7 @@ def preflight(run: Run) -> None:
 
     Raises:
         BudgetError: the budget is missing or out of reach.
+        TargetError: the target has no legal widths for some layer.
         RuntimeError: the smallest or the largest network does not export and run.
     """
     config = run.config
@@ -40,6 +42,12 @@ def preflight(run: Run) -> None:
         config.target,
         config.quant.weight_narrow,
     )
+    impossible = unsupported(space, config.target)
+    if impossible:
+        raise TargetError(
+            f"the target cannot run {len(impossible)} layers: {'; '.join(impossible[:5])}; search these layers (space.exclude) "
+            "or use another target (conf/target/*.yaml)"
+        )
     budget.check(space)
     ranges = cost_ranges(space, run.functions)
     memory = memory_estimate_mb(space, model, config.search.batch_size)
@@ -52,6 +60,7 @@ def preflight(run: Run) -> None:
         options = {choice.name: choice.options[index] for choice in space.choices}
         _dry_run(run, supernet, space, options, name)
     run.console.print(f"a search step at batch {config.search.batch_size} needs about {memory:.0f} MB")
+    run.folder.create()
     write_text(run.folder.file("space.json"), space.to_json())
     run.folder.write_json(
         "preflight.json",
@@ -60,6 +69,8 @@ def preflight(run: Run) -> None:
             "limits": budget.limits(space),
             "memory_estimate_mb": memory,
             "fixed": [asdict(fixed) for fixed in space.fixed],
+            "image_shape": list(run.data.image_shape),
+            "classes": len(run.data.classes),
         },
     )
 

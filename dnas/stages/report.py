@@ -39,7 +39,8 @@ def report(run: Run) -> dict[str, Any]:
     rows += [_row(run, record, names) for record in records if record["method"] == "random"]
     rows.append(_row(run, _record(run.folder.file("model.json")), names))
     content = _content(run, rows, names)
-    board = run.board("search")
+    board = run.board("report")
+    board.purge(0)
     board.hparams(_hparams(run), {"test_accuracy": rows[-1]["accuracy"], **rows[-1]["relative"]})
     board.close()
     write_html(content, run.folder.file("report.html"))

@@ -7,6 +7,7 @@ from dnas.checkpoint import write_text
 from dnas.engine import derived_seed
 from dnas.recipe import batch_statistics, evaluate
 from dnas.retrain import retrain as train_realised
+from dnas.search.budget import BudgetError
 from dnas.select.reference import random_architecture, uniform_candidates
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -17,7 +18,12 @@ def retrain(run: Run) -> None:
     """Writes model.safetensors, the baselines' weights, and retrain.json with their accuracies on validation."""
     _train(run, "ours", "model", run.architecture())
     if "random" in run.config.retrain.baselines:
-        _train(run, "random", "baselines/random", random_architecture(run.space, run.budget, run.config.seed))
+        try:
+            drawn = random_architecture(run.space, run.budget, run.config.seed)
+        except BudgetError as error:  # a space of few architectures may have none that spends the budget
+            run.console.print(f"no random baseline: {error}", highlight=False)
+        else:
+            _train(run, "random", "baselines/random", drawn)
     if "uniform" in run.config.retrain.baselines:
         for i, architecture in enumerate(promising_uniform(run)):
             _train(run, "uniform", f"baselines/uniform{i}", architecture)

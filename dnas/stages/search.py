@@ -12,7 +12,7 @@ from dnas.stages.context import Run, save_weights
 
 def search(run: Run) -> None:
     """Trains the float network (unless a checkpoint brings its weights) and the supernet, and scores the options."""
-    config, data = run.config, run.data
+    config, data, _ = run.config, run.data, run.space  # without a space, nothing is trained
     validation = run.batches("validation", 500, False)
     if not run.folder.file("float.safetensors").exists():
         model = run.model()
@@ -46,7 +46,7 @@ def search(run: Run) -> None:
         board,
         derived_seed(config.seed, "search"),
     )
-    board.heat_maps(len(history))
+    board.heat_maps(len(history) + 1)  # a step of its own, which a resumed run hides and writes again
     board.close()
     images = len(weights) * config.search.batch_size * config.search.epochs
     epochs = sum(numbers["seconds"] for numbers in history)

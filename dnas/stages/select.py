@@ -37,7 +37,8 @@ def select(run: Run) -> None:
     gap.append({"network": "argmax", "relative": relative(likely), "accuracy": accuracy()})
     with supernet.evaluate_as(chosen):
         gap.append({"network": "selected", "relative": relative(chosen), "accuracy": accuracy()})
-    board = run.board("search")
+    board = run.board("select")
+    board.purge(0)
     board.architecture(chosen, run.config.search.epochs)
     board.close()
     run.console.print(chosen.describe(), highlight=False)

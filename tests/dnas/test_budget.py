@@ -1,6 +1,7 @@
 """The budget controller: its penalty, its multiplier, and what it converges to."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,15 +73,11 @@ def test_the_multiplier_rises_falls_and_rises_again(supernet: Supernet) -> None:
             step(budget, supernet)
             path.append(state(supernet))
     violated, met, again = path[:40], path[40:80], path[80:]
-    assert all(b > a for a, b in itertools_pairs(violated))
-    assert all(b < a or b == 0.0 for a, b in itertools_pairs(met))
+    assert all(b > a for a, b in pairwise(violated))
+    assert all(b < a or b == 0.0 for a, b in pairwise(met))
     assert met[-1] == 0.0
-    assert all(b > a for a, b in itertools_pairs(again))
+    assert all(b > a for a, b in pairwise(again))
     assert again[0] > 0
-
-
-def itertools_pairs(values: list[float]) -> list[tuple[float, float]]:
-    return list(zip(values[:-1], values[1:], strict=True))
 
 
 def test_the_multiplier_moves_once_per_training_step(supernet: Supernet) -> None:

@@ -65,7 +65,8 @@ def count(groups: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def architectures(space: Space) -> list[dict[str, int]]:
     names = [choice.name for choice in space.choices]
-    return [dict(zip(names, options, strict=True)) for options in product(*(choice.options for choice in space.choices))]
+    every = product(*(choice.options for choice in space.choices))
+    return [dict(zip(names, options, strict=True)) for options in every]
 
 
 @pytest.mark.parametrize("network", sorted(SMALL))
@@ -171,7 +172,9 @@ def test_closed_forms_of_one_layer(
     assert found.cost("peak_activation_bits") == 8 * math.prod(shape)
 
 
-@pytest.mark.parametrize("network", ["chain", "residual", "separable", "concat", "twice", "flat", "transposed", "shared"])
+@pytest.mark.parametrize(
+    "network", ["chain", "residual", "separable", "concat", "twice", "flat", "transposed", "shared"]
+)
 def test_macs_equal_counted_operations_of_the_smaller_network(network: str, generator: torch.Generator) -> None:
     model = NETWORKS[network]().eval()
     inputs = example(model)
@@ -211,9 +214,7 @@ def test_resnet18_has_the_published_number_of_operations() -> None:
     space = build_space(model, torch.randn(1, 3, 224, 224), (8,), (8,), (1.0,))
     assert round(reference_cost(space, "bops", 32) / 1e9) == 1858
     assert round(reference_cost(space, "bops", 8) / 1e9) == 116
-    assert reference_cost(space, "weight_bits", 32) / 32 == sum(
-        p.numel() for p in model.parameters() if p.dim() > 1
-    )
+    assert reference_cost(space, "weight_bits", 32) / 32 == sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
 
 def test_reference_is_the_dearest_architecture() -> None:

@@ -46,9 +46,7 @@ class Everything:
 
     def __init__(self, space: Space) -> None:
         self.positions = list(enumerate_positions(space))
-        self.options = [
-            {c.name: c.options[positions[c.name]] for c in space.choices} for positions in self.positions
-        ]
+        self.options = [{c.name: c.options[positions[c.name]] for c in space.choices} for positions in self.positions]
         self.costs = {name: np.array([build_cost(space, name).at(p) for p in self.positions]) for name in COSTS}
         self.legal = np.array(
             [
@@ -78,7 +76,7 @@ def random_scores(space: Space, rng: np.random.Generator, monotone: bool) -> Sco
 
 
 @pytest.mark.parametrize("name", ["chain", "pairs", "separable", "concat", "residual"])
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(20))
 def test_select_equals_brute_force(
     name: str, seed: int, spaces: dict[str, Space], everything: dict[str, Everything]
 ) -> None:

@@ -227,8 +227,9 @@ def test_a_copy_after_training_is_independent() -> None:
     other = copy.deepcopy(supernet)
     assert train(other, None, 2) == train(supernet, None, 2)  # same draws, same weights
     with torch.no_grad():
-        for logits in other.logits:
+        for logits, own in zip(other.logits, supernet.logits, strict=True):
             logits.zero_()[0] = 9.0
+            own.zero_()[-1] = 9.0
         x = example(supernet.model)[0]
         before = supernet.eval()(x)
         other.eval()(x)
@@ -274,12 +275,14 @@ def test_ranking_keeps_the_largest() -> None:
     importance = torch.arange(group.size).flip(0).float()
     importance[5] = 100.0
     supernet.rank_filters({group.choice: importance})
-    half = Architecture(supernet.space, {c.name: c.options[-2 if len(c.options) > 1 else 0] for c in supernet.space.choices})
-    kept = supernet.with_filters(half).kept[group.choice]
+    space = supernet.space
+    half = Architecture(space, {c.name: c.options[max(len(c.options) - 2, 0)] for c in space.choices})
+    ranked = supernet.with_filters(half).kept
+    kept = ranked[group.choice]
     assert kept == tuple(sorted([5, *[i for i in range(group.size) if i != 5][: half[group.choice] - 1]]))
     # an architecture's own filters win over the ranking, and leave it as it was
     ranks = supernet.ranks.clone()
-    chosen = Architecture(supernet.space, half.options, {**supernet.with_filters(half).kept, group.choice: (4, 5, 6, 7)})
+    chosen = Architecture(space, half.options, {**ranked, group.choice: (4, 5, 6, 7)})
     with torch.no_grad(), supernet.eval().evaluate_as(chosen):
         supernet(*example(supernet.model))
         index = supernet._group_offsets[0]

@@ -14,8 +14,8 @@ SPECS = tuple(QuantSpec(bits, True) for bits in (2, 4, 8))
 def _setup(generator: torch.Generator, per_filter: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     x = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
     shape = (4,) if per_filter else ()
-    steps = tuple((torch.rand(shape, generator=generator, dtype=torch.float64) / 3 + 0.1).requires_grad_() for _ in SPECS)
-    return x, steps
+    steps = [torch.rand(shape, generator=generator, dtype=torch.float64) / 3 + 0.1 for _ in SPECS]
+    return x, tuple(step.requires_grad_() for step in steps)
 
 
 @pytest.mark.parametrize("per_filter", [True, False])

@@ -9,7 +9,8 @@ from torch import Tensor
 from quant.quantizer import MIN_STEP, fit_step, integers, quantize
 from quant.spec import QuantSpec
 
-SPECS = [QuantSpec(bits, signed, narrow) for bits in (2, 3, 4, 8) for signed, narrow in ((True, False), (True, True), (False, False))]
+KINDS = ((True, False), (True, True), (False, False))
+SPECS = [QuantSpec(bits, signed, narrow) for bits in (2, 3, 4, 8) for signed, narrow in KINDS]
 
 
 def slow_code(x: float, step: float, spec: QuantSpec) -> int:
@@ -102,7 +103,12 @@ def test_fit_step_of_zeros() -> None:
 
 @pytest.mark.parametrize(
     ("bits", "signed", "narrow", "word"),
-    [(0, False, False, "1 to 16"), (17, True, False, "1 to 16"), (1, True, False, "signed"), (4, False, True, "narrow")],
+    [
+        (0, False, False, "1 to 16"),
+        (17, True, False, "1 to 16"),
+        (1, True, False, "signed"),
+        (4, False, True, "narrow"),
+    ],
 )
 def test_grids_that_do_not_exist(bits: int, signed: bool, narrow: bool, word: str) -> None:
     with pytest.raises(ValueError, match=word):
@@ -110,6 +116,11 @@ def test_grids_that_do_not_exist(bits: int, signed: bool, narrow: bool, word: st
 
 
 def test_ranges_of_grids() -> None:
-    ranges = {spec: (spec.lower, spec.upper) for spec in (QuantSpec(2, True), QuantSpec(2, True, True), QuantSpec(8, False))}
-    assert list(ranges.values()) == [(-2, 1), (-1, 1), (0, 255)]
-    assert (QuantSpec(1, False).lower, QuantSpec(1, False).upper) == (0, 1)
+    ranges = {
+        (2, True, False): (-2, 1),
+        (2, True, True): (-1, 1),
+        (8, False, False): (0, 255),
+        (1, False, False): (0, 1),
+    }
+    for grid, ends in ranges.items():
+        assert (QuantSpec(*grid).lower, QuantSpec(*grid).upper) == ends
