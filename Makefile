@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # waiting threads sleep instead of spinning: on a shared machine spinning slows everything down many times
 export OMP_WAIT_POLICY ?= passive
+# freed memory is kept for the next step instead of going back to the system (a third of a training step otherwise)
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
 .PHONY: demo test lint clean
 

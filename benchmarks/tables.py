@@ -7,7 +7,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-HEADER = "| network | accuracy % | BOPs, of 8-bit | weight bytes | search, in QAT runs |\n| --- | --- | --- | --- | --- |"
+HEADER = (
+    "| network | accuracy % | BOPs, of 8-bit | weight bytes | search, in QAT runs |\n| --- | --- | --- | --- | --- |"
+)
 LABELS = {"float": "float", "uniform": "best uniform", "random": "random, equal cost", "ours": "**dnas**"}
 
 

@@ -153,7 +153,7 @@ class Board:
 
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)  # type: ignore[attr-defined]
+        start = SessionLog(status=SessionLog.START)
         self._writer.file_writer.add_event(Event(step=step, session_log=start))
 
     def flush(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -32,11 +33,15 @@ class EngineConfig:
     """Where and how to compute.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`. precision: `fp32` or `bf16` (autocast). threads: None leaves torch's own.
+    processes: how many torchrun starts on this machine.
+    channels_last: lay images out with channels innermost.
     """
 
     device: str = "auto"
     precision: str = "fp32"
     threads: int | None = None
+    processes: int = 1
+    channels_last: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -84,6 +89,12 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+class _Bfloat16(MixedPrecision):
+    """Autocast to bf16. It needs no gradient scaler, so that trainings may call `loss.backward()` themselves."""
+
+    backward = Precision.backward
+
+
 class Engine:
     """Device, precision and the loop. One object serves all trainings of a run."""
 
@@ -104,12 +115,18 @@ class Engine:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"engine.device={config.device}, but torch finds no CUDA device; use engine.device=cpu")
         accelerator = "cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu"
-        devices: Any = [int(index)] if index else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        precision: Any = "32-true" if config.precision == "fp32" else "bf16-mixed"
+        started = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if config.processes != started:
+            raise ValueError(
+                f"engine.processes={config.processes}, but {started} started; start with "
+                f"torchrun --nproc_per_node={config.processes} -m dnas ..., or set engine.processes={started}"
+            )
+        devices: Any = [int(index)] if index else started
+        plugins = [_Bfloat16("bf16-mixed", accelerator)] if config.precision == "bf16" else []
         if config.threads:
             torch.set_num_threads(config.threads)
         strategy = "ddp_find_unused_parameters_true" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto"
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision, strategy=strategy)
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, plugins=plugins, strategy=strategy)
         self.fabric.launch()
         self.console = console or Console()
 

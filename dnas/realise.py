@@ -47,7 +47,7 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
         inputs = kept_indices(space, layer.inputs, architecture, supernet.ranks.device)
         outputs = kept_indices(space, layer.outputs, architecture, supernet.ranks.device)
         steps = mixed.steps[option].detach().clamp_min(MIN_STEP)
-        if layer.groups == 1 or layer.depthwise or filter_dimension(mixed.layer) == 0:
+        if len(steps) == len(layer.outputs):  # a transposed layer with groups has one step for a filter of each group
             steps = steps[outputs]
         plain = _slice_layer(mixed.layer, inputs, outputs, layer.depthwise)
         replace_module(model, layer.name, fixed_layer(plain, mixed.specs[option], steps, activations[act]))

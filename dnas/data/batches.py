@@ -32,6 +32,8 @@ class Batches:
         world_size: how many processes share the split; each takes every `world_size`-th image of the order. With
             `shuffle` or `drop_last` all processes get equally many images (a rest below `world_size` is left out, so
             that none waits for another); without both, together they see each image exactly once.
+        channels_last: lay out images [n, c, h, w] with channels innermost, which convolutions on CPUs and on tensor
+            cores run faster on; the values are the same.
 
     Raises:
         DataError: an argument outside what is allowed, or not a single batch.
@@ -52,6 +54,7 @@ class Batches:
         images_limit: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        channels_last: bool = False,
     ) -> None:
         if augment not in AUGMENTS:
             raise DataError(f"augment is {augment!r}; allowed: {', '.join(AUGMENTS)}")
@@ -80,6 +83,7 @@ class Batches:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self.channels_last = channels_last and split.images.ndim == 4
         self.total = len(split) if images_limit is None else min(images_limit, len(split))
         if shuffle or drop_last:
             self.images = self.total // world_size
@@ -133,6 +137,8 @@ class Batches:
             mirrored = flips.to(self.device) if self.augment == "crop_flip" else None
             images = shifted(images, moves.to(self.device), PADDING[self.augment], mirrored)
         x = images.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         return x, self.split.labels.index_select(0, index).to(self.device)
 
 

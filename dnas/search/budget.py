@@ -90,8 +90,9 @@ class Budget:
 
     def holds(self, architecture: Architecture) -> bool:
         """Whether an architecture meets every budget."""
-        limits = self.limits(architecture.space)
-        return all(architecture.cost(name) <= limit for name, limit in limits.items())
+        space, positions = architecture.space, architecture.positions()
+        limits = self.limits(space)
+        return all(build_cost(space, name, self.functions).at(positions) <= limit for name, limit in limits.items())
 
     def penalty(self, supernet: Supernet) -> Tensor:
         """What to add to the task loss; shape ().

@@ -25,6 +25,10 @@ class Sample:
     mask: Tensor | None = None
     quantised: bool = True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sample":
+        """A sample without contents: after a training step they are part of a graph, which cannot be copied."""
+        return Sample(quantised=self.quantised)
+
 
 class MixedActivation(nn.Module):
     """Quantises one tensor by the mixture of its options; shared by all layers that read the tensor."""

@@ -55,6 +55,9 @@ class Supernet(nn.Module):
         self.space, self.relaxation = space, relaxation or Relaxation()
         self.functions = dict(functions or {})
         self.model = copy.deepcopy(model)
+        for module in self.model.modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0  # torch's fused evaluation path would bypass its linear layers
         self.choices = {choice.name: i for i, choice in enumerate(space.searched())}
         self.logits = nn.ParameterList([torch.zeros(len(choice.options)) for choice in space.searched()])
         self._sample = Sample()
@@ -84,8 +87,8 @@ class Supernet(nn.Module):
             total += group.size
         self._group_offsets = offsets
         self.register_buffer("ranks", torch.zeros(total, dtype=torch.int64))
-        searched = {i for i, group in enumerate(space.groups) if space.choice(group.choice).searched}
-        self._searched_groups = sorted(searched)
+        shrinking = {i for i, group in enumerate(space.groups) if min(space.choice(group.choice).options) < group.size}
+        self._shrinking_groups = sorted(shrinking)
         self.activations = nn.ModuleDict()
         for layer in space.layers:
             if layer.act_choice not in self._activation_keys():
@@ -101,11 +104,19 @@ class Supernet(nn.Module):
                 raise ValueError(
                     f"the model has no layer {layer.name!r}: the space was built from another model"
                 ) from error
+            shape = tuple(getattr(module, name, -1) for name in ("in_channels", "out_channels"))
+            if isinstance(module, nn.Linear):
+                shape = (module.in_features, module.out_features)
+            if shape != (len(layer.inputs), len(layer.outputs)):
+                raise ValueError(
+                    f"{layer.name!r} is a {type(module).__name__} of {shape} channels, in the space of "
+                    f"{(len(layer.inputs), len(layer.outputs))}: the space was built from another model"
+                )
             specs = tuple(
                 QuantSpec(bits, True, space.weight_narrow) for bits in space.choice(layer.weight_choice).options
             )
             pairs = list(zip(layer.inputs.group, layer.inputs.position, strict=True))
-            masked = not layer.depthwise and bool(searched & set(layer.inputs.group))
+            masked = not layer.depthwise and bool(shrinking & set(layer.inputs.group))
             index = torch.tensor([offsets[g] + p for g, p in pairs]) if masked else None
             activation = self.activations[_key(layer.act_choice)]
             replace_module(
@@ -146,7 +157,10 @@ class Supernet(nn.Module):
     def _filter_norms(self, index: int, name: str) -> Tensor:
         layer, module = self.space.layer(name), self.mixed_layer(name).layer
         weight: Tensor = module.weight  # type: ignore[assignment]
-        norms = weight.detach().transpose(0, filter_dimension(module)).flatten(1).norm(dim=1)
+        weight = weight.detach()
+        if filter_dimension(module) == 1:  # (inputs, outputs / groups, ...) to (outputs, inputs / groups, ...)
+            weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+        norms = weight.flatten(1).norm(dim=1)
         norms = norms / norms.norm().clamp_min(1e-12)
         result = torch.zeros(self.space.groups[index].size, device=self.ranks.device)
         for channel, (group, position) in enumerate(zip(layer.outputs.group, layer.outputs.position, strict=True)):
@@ -218,21 +232,23 @@ class Supernet(nn.Module):
     def _discrete(self, name: str) -> int:
         if self._architecture is not None:
             return self.space.choice(name).index(self._architecture[name])
-        return int(self.logits[self.choices[name]].argmax())
+        logits = self.logits[self.choices[name]]
+        return len(logits) - 1 - int(logits.flip(0).argmax())  # of equal ones the dearest
 
     def _mask(self) -> Tensor | None:
-        if not self._searched_groups:
+        if not self._shrinking_groups:
             return None
         parts = []
         for index, group in enumerate(self.space.groups):
             offset = self._group_offsets[index]
             ranks = self.ranks[offset : offset + group.size]
-            if index not in self._searched_groups:
+            if index not in self._shrinking_groups:
                 parts.append(torch.ones(group.size, device=ranks.device))
                 continue
             counts = torch.tensor(self.space.choice(group.choice).options, device=ranks.device)
-            keeps = (ranks.unsqueeze(0) < counts.unsqueeze(1)).float()  # (K, size)
-            parts.append(self._sample.weights[group.choice] @ keeps)
+            weights = self._sample.weights[group.choice]
+            keeps = (ranks.unsqueeze(0) < counts.unsqueeze(1)).to(weights.dtype)  # (K, size)
+            parts.append(weights @ keeps)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -419,7 +435,7 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts a module at a path, and at every other path where the same module stands."""
     old = model.get_submodule(path)
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out a second name of a module
             if child is old and parent is not module:
                 setattr(parent, name, module)
 

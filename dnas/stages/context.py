@@ -146,6 +146,7 @@ class Run:
             drop_last=shuffle,
             rank=self.engine.rank if shuffle else 0,
             world_size=self.engine.world_size if shuffle else 1,
+            channels_last=self.config.engine.channels_last,
         )
 
     def images(self, split: Split | str, count: int | None = None) -> Tensor:

@@ -110,7 +110,7 @@ def _row(run: Run, record: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     config, space, architecture = run.config, run.space, run.architecture()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
-    certificate = architecture.certificate
+    certificate, selection = architecture.certificate, run.folder.read_json("select.json", "select")
     verified = run.folder.read_json("verify.json", "export")
     return {
         "type": "dnas.Report",
@@ -130,8 +130,8 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
             c.name: {"kind": c.kind, "options": list(c.options), "chosen": architecture[c.name]}
             for c in space.searched()
         },
-        "gap": run.folder.read_json("select.json", "select")["gap"],
-        "certificate": asdict(certificate) if certificate else None,
+        "gap": selection["gap"],
+        "certificate": asdict(certificate) | {"seconds": selection.get("seconds")} if certificate else None,
         "fixed": [asdict(fixed) for fixed in space.fixed],
         "verify": {key: verified[key] for key in ("runtimes", "packed", "file_bytes", "costs")},
         "stages": run.folder.stages(),
@@ -139,8 +139,20 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {run.engine.device}",
         "commit": _commit(),
-        "files": sorted(path.name for path in run.folder.path.glob("model.*")),
+        "files": sorted(
+            path.name for path in run.folder.path.glob("model.*") if path.suffix in (".onnx", ".safetensors")
+        ),
     }
+
+
+def _histories(run: Run) -> dict[str, Any]:
+    """Numbers of every epoch, by training."""
+    files = {
+        "float": ("float.json", "search"),
+        "search": ("search.json", "search"),
+        "retrain": ("model.json", "retrain"),
+    }
+    return {name: run.folder.read_json(file, stage)["history"] for name, (file, stage) in files.items()}
 
 
 def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:

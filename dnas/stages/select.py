@@ -1,5 +1,7 @@
 """Scores and budget to architecture.json, and the discretisation gap."""
 
+from dataclasses import replace
+
 import torch
 
 from dnas.checkpoint import write_text
@@ -15,7 +17,11 @@ def select(run: Run) -> None:
     """Selects the architecture and compares it, in the supernet, with the relaxed one and with the argmax."""
     supernet = run.supernet()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
-    chosen = supernet.with_filters(select_architecture(scores, run.space, run.budget, run.config.select.time_limit))
+    selected = select_architecture(scores, run.space, run.budget, run.config.select.time_limit)
+    certificate = selected.certificate
+    assert certificate is not None
+    # the solver's wall time stands in select.json: the architecture is the same file whenever it is selected
+    chosen = supernet.with_filters(replace(selected, certificate=replace(certificate, seconds=0.0)))
     likely = supernet.most_probable()
     validation = run.batches("validation", 500, False)
     names = list(run.budget.caps)
@@ -42,5 +48,5 @@ def select(run: Run) -> None:
     board.architecture(chosen, run.config.search.epochs)
     board.close()
     run.console.print(chosen.describe(), highlight=False)
-    run.folder.write_json("select.json", {"gap": gap})
+    run.folder.write_json("select.json", {"gap": gap, "seconds": certificate.seconds})
     write_text(run.folder.file("architecture.json"), chosen.to_json())

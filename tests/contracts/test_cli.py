@@ -1,0 +1,341 @@
+"""What a user meets at the command line: stages one at a time, errors that name the key and the fix, nothing overwritten."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from tests.small import SMALL, dnas
+
+import dnas as library
+from dnas.cli import configuration_folder, is_message
+from dnas.engine import Engine, EngineConfig
+from dnas.stages.context import open_folder
+
+STAGES = ("preflight", "search", "select", "retrain", "export", "report")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, made one stage at a time; its folder."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert dnas(patch, "stage=preflight", "folder=run", *SMALL) == 0
+        assert dnas(patch, "stage=search", "folder=run", *SMALL) == 0
+        assert dnas(patch, "stage=select", "folder=run") == 0
+        patch.chdir(folder / "run")
+        for stage in STAGES[3:]:
+            assert dnas(patch, f"stage={stage}") == 0
+    return folder / "run"
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hashes of all files below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- stages
+
+
+def test_stages_leave_their_files(run: Path) -> None:
+    files = {path.name for path in run.iterdir()}
+    assert files >= {
+        "config.yaml", "space.json", "preflight.json", "float.safetensors", "search.ckpt", "scores.json", "select.json",
+        "architecture.json", "model.safetensors", "baselines", "model.qcdq.onnx", "model.qonnx.onnx", "verify.json",
+        "report.json", "report.html", "tensorboard",
+    }  # fmt: skip
+    assert [record["stage"] for record in json.loads((run / "stages.json").read_text())] == list(STAGES)
+    report = json.loads((run / "report.json").read_text())
+    assert [row["method"] for row in report["rows"]] == ["float", "uniform", "random", "ours"]
+    assert all(row["within_budget"] for row in report["rows"][1:])
+    assert report["rows"][-1]["relative"]["bops"] <= 0.2
+    assert not [path for path in run.rglob(".*") if path.name != ".dnas"]
+
+
+@pytest.mark.xfail(strict=False, reason="ONNX files are written for their owner alone")
+def test_exported_files_are_readable_by_others(run: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in run.glob("model.*")}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
+def test_a_finished_run_is_left_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    before = content(run)
+    assert dnas(monkeypatch, "folder=run", *SMALL) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert dnas(monkeypatch, "folder=run") == 0
+    assert content(run) == before
+
+
+def test_another_configuration_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    before = content(run)
+    assert dnas(monkeypatch, "folder=run", *SMALL, "search.epochs=3") == 1
+    error = capsys.readouterr().err
+    assert "search.epochs is 2 there, 3 here" in error
+    assert "seed" not in error
+    assert dnas(monkeypatch, "folder=run", *SMALL, "engine.precision=bf16") == 1
+    assert "engine.precision" in capsys.readouterr().err
+    assert content(run) == before
+
+
+def test_keys_that_change_nothing_may_differ(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    before = content(run)
+    assert dnas(monkeypatch, "folder=run", "stage=report", "engine.device=cpu", "++engine.threads=1", "report.title=x") == 0
+    assert dnas(monkeypatch, "folder=run", *SMALL, "engine.threads=1") == 0
+    assert content(run) == before
+
+
+def test_other_folders_are_untouched(empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (empty / "mine").mkdir()
+    (empty / "mine" / "thesis.tex").write_text("words")
+    (empty / "file").write_text("words")
+    before = content(empty)
+    for name in ("mine", "file"):
+        assert dnas(monkeypatch, f"folder={name}", *SMALL) == 1
+        assert "nothing was changed" in capsys.readouterr().err
+    assert content(empty) == before
+
+
+def test_a_damaged_configuration(empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (empty / "run").mkdir()
+    (empty / "run" / ".dnas").touch()
+    (empty / "run" / "config.yaml").write_text("seed: [")
+    assert dnas(monkeypatch, "folder=run", "stage=select") == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_stages_need_earlier_ones(
+    run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in STAGES[1:]:
+        assert dnas(monkeypatch, f"stage={stage}", "folder=none", *SMALL) == 1
+        assert "stage=preflight" in capsys.readouterr().err
+    assert not list(empty.iterdir())
+    shutil.copytree(run, "copy")
+    for name in ("stages.json", "model.safetensors", "architecture.json"):
+        (empty / "copy" / name).unlink()
+    assert dnas(monkeypatch, "stage=retrain", "folder=copy") == 1
+    assert "run stage=select in this folder first" in capsys.readouterr().err
+    (empty / "copy" / "architecture.json").write_bytes((run / "architecture.json").read_bytes())
+    assert dnas(monkeypatch, "stage=export", "folder=copy") == 1
+    assert "run stage=retrain in this folder first" in capsys.readouterr().err
+
+
+def test_a_reduced_precision_is_kept_by_later_stages(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = [*SMALL, "engine.precision=bf16", "search.epochs=1", "pretrain.epochs=1"]
+    assert dnas(monkeypatch, "stage=preflight", "folder=run", *small) == 0
+    assert dnas(monkeypatch, "stage=search", "folder=run", "engine.threads=1") == 0
+    assert open_folder(empty / "run").engine.config.precision == "bf16"
+
+
+# --- loading
+
+
+def test_load_equals_the_exported_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From anywhere, and without the data."""
+    images = open_folder(run).images("test", 64)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dnas.stages.context.load_data", lambda *_: pytest.fail("loading a model reads no data"))
+    model = library.load(run)
+    assert model.architecture.cost("bops") <= 0.2 * model.architecture.cost("bops") / model.architecture.cost("bops", True)
+    with torch.no_grad():
+        wanted = model(images).numpy()
+    session = onnxruntime.InferenceSession(str(run / "model.qcdq.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert abs(found - wanted).max() <= 1e-5 * max(abs(wanted).max(), 1)
+    assert (found.argmax(1) == wanted.argmax(1)).all()
+
+
+def test_load_names_what_is_missing(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not a run folder"):
+        library.load(tmp_path)
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="stage=retrain"):
+        library.load(tmp_path / "copy")
+
+
+# --- errors
+
+
+WRONG = {
+    "budget.bop=0.05": ["budget.bop ", "budget.bops", "conf/budget"],
+    "+search.foo=1": ["search.foo", "conf/search", "epochs"],
+    "serach.epochs=1": ["serach.epochs", "search.epochs"],
+    "foo=1": ["foo", "conf/config.yaml", "seed"],
+    "model=resnet9": ["conf/model/resnet9.yaml", "resnet8"],
+    "experiment=mine": ["conf/experiment/mine.yaml", "digits_demo"],
+    "search": ["key=value"],
+    "search.epochs=abc": ["search.epochs", "'abc'", "int"],
+    "search.epochs=1.5": ["search.epochs", "1.5"],
+    "search.epochs=true": ["search.epochs", "True"],
+    "search.epochs=0": ["search", "epochs >= 1"],
+    "search.level=three": ["search.level", "two"],
+    "relax.mode=hard": ["relax.mode", "gumbel_hard"],
+    "relax.end=3": ["relax.end", "start >= end"],
+    "budget.bops=-1": ["budget.bops is -1", "share"],
+    "budget.bops=0": ["budget.bops is 0", "share"],
+    "budget.bops=0.0001": ["budget.bops=0.0001", "smallest", "raise the budget"],
+    "budget.strength=0": ["budget.strength"],
+    "budget.bops=null": ["no budget is set", "budget.bops=0.05"],
+    "+budget.own.energy=0.3": ["budget.own.energy", "cost.functions.energy"],
+    "+cost.functions.bops=a:b": ["cost.functions.bops", "built-in"],
+    "+cost.functions.energy=nowhere:energy": ["cost.functions.energy", "imported"],
+    "stage=train": ["stage=train", "preflight"],
+    "space.weight_bits=[1,2]": ["space.weight_bits", "2 to 8"],
+    "space.weight_bits=[]": ["space.weight_bits"],
+    "space.weight_bits=4": ["space.weight_bits", "list"],
+    "space.filters=[0.5,2]": ["space.filters", "up to 1"],
+    "space.exclude=[nothing.*]": ["space.exclude", "nothing.*", "stem.0"],
+    "space.calibration_images=0": ["space.calibration_images"],
+    "target.weight_bits=[3]": ["target", "weight_bits"],
+    "data=cifar10": ["data.path", "must be given"],
+    "data=image_folder data.path=nowhere": ["data.path", "nowhere"],
+    "data.validation_share=2": ["data.validation_share"],
+    "data.limit_train=-3": ["data.limit_train"],
+    "model.target=nowhere:Net": ["model.target", "nowhere"],
+    "model.checkpoint=nowhere.pth": ["model.checkpoint", "nowhere.pth"],
+    "model=null": ["model"],
+    "pretrain.epochs=-1": ["pretrain", "epochs >= 0"],
+    "pretrain.optimiser.lr=0": ["pretrain.optimiser", "lr > 0"],
+    "pretrain.optimiser.warmup=1": ["pretrain.optimiser", "warmup < 1"],
+    "retrain.baselines=[best]": ["retrain.baselines", "uniform"],
+    "retrain.batch_size=0": ["retrain", "batch_size"],
+    "select.time_limit=0": ["select.time_limit"],
+    "export.formats=[onnx]": ["export.formats", "qcdq"],
+    "export.images=0": ["export.images"],
+    "engine.device=tpu": ["engine.device", "cuda"],
+    "engine.precision=fp16": ["engine.precision", "bf16"],
+    "engine.threads=0": ["engine.threads"],
+    "folder=[1]": ["folder"],
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_errors_name_the_key_and_the_fix(
+    override: str, empty: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert dnas(monkeypatch, *SMALL, *override.split()) == 1
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert "error" in error
+    for part in WRONG[override]:
+        assert part in error, error
+    assert not list(empty.iterdir()), "something was written"
+
+
+def test_no_cuda(empty: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dnas(monkeypatch, *SMALL, "engine.device=cuda") == 1
+    error = capfd.readouterr().err
+    assert "engine.device=cpu" in error
+    assert "Traceback" not in error
+    assert not list(empty.iterdir())
+
+
+def test_only_own_errors_are_shortened() -> None:
+    """A fault keeps its traceback; what this package says to its user needs none."""
+
+    def raised(action: object) -> Exception:
+        try:
+            action()  # type: ignore[operator]
+        except Exception as error:
+            return error
+        raise AssertionError
+
+    assert is_message(raised(lambda: EngineConfig(device="tpu")))
+    assert is_message(raised(lambda: Engine(EngineConfig(device="cuda:99")))) or torch.cuda.device_count() > 99
+    assert not is_message(raised(lambda: torch.zeros(2) @ torch.zeros(3)))
+    assert not is_message(raised(lambda: {}["key"]))
+
+
+@pytest.mark.parametrize("option", [["--cfg", "job"], ["--help"], ["--info", "defaults"]], ids=" ".join)
+def test_options_of_hydra(
+    option: list[str], empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dnas(monkeypatch, *option) == 0
+    assert "budget" in capsys.readouterr().out
+    assert not list(empty.iterdir())
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    """In a process of its own: `python -m dnas`, exit code, and error output."""
+    command = [sys.executable, "-m", "dnas", "space.weight_bits=[1,2]", "budget.bops=0.1"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode == 1
+    assert "space.weight_bits" in found.stderr
+    assert "Traceback" not in found.stderr + found.stdout
+    assert not list(tmp_path.iterdir())
+
+
+# --- the user's own code
+
+
+def test_a_cost_of_the_users(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a module in the working directory, through select; later stages run in the run folder."""
+    (empty / "my_energy.py").write_text(
+        "def energy(layer, c_in, c_out, w, a):\n"
+        "    return layer.positions * layer.kernel * c_in * c_out * (w + a) / (c_in if layer.depthwise else 1)\n"
+    )
+    own = ["+cost.functions.energy=my_energy:energy", "+budget.own.energy=0.3", "budget.bops=null"]
+    small = [*SMALL, "search.epochs=1", "pretrain.epochs=1", "retrain.epochs=1", "retrain.baselines=[uniform]", *own]
+    assert dnas(monkeypatch, "stage=preflight", "folder=run", *small) == 0
+    assert dnas(monkeypatch, "stage=search", "folder=run") == 0
+    monkeypatch.chdir(empty / "run")
+    for name in [name for name in sys.modules if name == "my_energy"]:
+        del sys.modules[name]
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(empty))])
+    assert dnas(monkeypatch, "stage=select") == 0
+    found = open_folder(empty / "run").architecture()
+    assert 0 < found.cost("energy", relative=True) <= 0.3
+    assert found.certificate is not None
+    assert found.certificate.costs["energy"] == found.cost("energy")
+
+
+def test_relative_paths_hold_in_the_run_folder(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was relative to the directory in which the run was started still is."""
+    images = empty / "images"
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            for index in range(12):
+                (images / split / label).mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 20 * index + (100 if label == "a" else 0)).save(images / split / label / f"{index}.png")
+    small = [o for o in SMALL if not o.startswith(("data", "pretrain.batch", "search.batch"))]
+    small += ["data=image_folder", "data.path=images", "data.cache=null", "search.batch_size=4", "pretrain.batch_size=4"]
+    assert dnas(monkeypatch, "stage=preflight", "folder=run", *small, "data.validation_share=0.3") == 0
+    monkeypatch.chdir(empty / "run")
+    assert dnas(monkeypatch, "stage=search") == 0
+
+
+def test_configuration_folder() -> None:
+    assert (configuration_folder() / "config.yaml").exists()
