@@ -1,5 +1,6 @@
 """A run small enough for tests, and the command `dnas` in this process and in others."""
 
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ def dnas(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         main()
     except SystemExit as end:
         return int(end.code or 0)
+    finally:  # Hydra's handlers keep the output of this test
+        for handler in [h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]:
+            logging.getLogger().removeHandler(handler)
     return 0
 
 

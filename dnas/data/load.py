@@ -7,7 +7,7 @@ from torch import Tensor
 from dnas.data.config import DataConfig, data_config
 from dnas.data.folder import load_folder
 from dnas.data.sources import TEST_SEED, load_dataset, load_digits
-from dnas.data.splits import share_of, stratified
+from dnas.data.splits import mixed, share_of, stratified
 from dnas.data.types import Data, DataError, Pool, Split
 
 
@@ -39,12 +39,13 @@ def load_data(config: DataConfig | DictConfig, seed: int) -> Data:
     )
     validation, used = used[validation], used[rest]
     choices, weights = share_of(train.labels[used], config.choices_share, generator, "data.choices_share", pool.classes)
-    splits = {
+    parts = {
         "weights": train.take(used[weights]),
         "choices": train.take(used[choices]),
         "validation": train.take(validation),
         "test": test,
     }
+    splits = {name: mixed(part, TEST_SEED) for name, part in parts.items()}
     if config.augment != "none" and test.images.ndim != 4:
         raise DataError(
             f"data.augment is {config.augment}, which needs images [c, h, w], but these are "

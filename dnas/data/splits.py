@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnas.data.types import DataError
+from dnas.data.types import DataError, Split
 
 
 def stratified(
@@ -46,6 +46,14 @@ def stratified(
     rest = torch.ones(total, dtype=torch.bool)
     rest[chosen] = False
     return chosen, torch.nonzero(rest).flatten()
+
+
+def mixed(split: Split, seed: int) -> Split:
+    """The same images in a fixed random order.
+
+    Sources deliver images class by class; batches taken in that order would have the statistics of single classes.
+    """
+    return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)))
 
 
 def share_of(

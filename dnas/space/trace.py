@@ -1,5 +1,6 @@
 """One forward pass of the user's model, watched: which layers run, on which tensors, and how long each is needed."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,6 +138,19 @@ def _watch(model: nn.Module, trace: Trace, stack: list[str], inside: list[str]) 
             module.training = mode
 
 
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Attention and recurrent layers run as the matrix products that they are, so that each is seen and counted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
+            yield
+
+
 def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     """Runs the model once in evaluation mode without gradients and records what it does.
 
@@ -152,7 +166,7 @@ def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     inside: list[str] = []
     trace.input_storages = {_storage(t) for t in _tensors(example_inputs)}
     trace.alive.append(example_inputs)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _watch(model, trace, stack, inside):
+    with torch.no_grad(), _unfused(), _watch(model, trace, stack, inside):
         try:
             with _Recorder(trace, stack, inside):
                 output = model(*example_inputs)

@@ -34,7 +34,8 @@ def test_augmentation_against_a_slow_version(augment: str, padding: int) -> None
     loader = Batches(split, batch_size=16, seed=3, mean=mean, std=std, augment=augment)
     order, moves, flips = loader._plan(2)
     x, y = _all(loader, 2)
-    assert torch.equal(y, order) and sorted(y.tolist()) == list(range(50))
+    assert torch.equal(y, order)
+    assert sorted(y.tolist()) == list(range(50))
     for place in range(50):
         picture = images[order[place]].numpy().astype(np.float64)
         if augment == "crop_flip" and flips[place]:
@@ -47,7 +48,9 @@ def test_augmentation_against_a_slow_version(augment: str, padding: int) -> None
                     slow[:, row, column] = picture[:, r, c]
         slow = (slow / 255 - mean.numpy()[:, None, None]) / std.numpy()[:, None, None]
         np.testing.assert_allclose(x[place].numpy(), slow, atol=1e-5)
-    assert moves.min() == 0 and moves.max() == 2 * padding and 10 < flips.sum() < 40
+    assert moves.min() == 0
+    assert moves.max() == 2 * padding
+    assert 10 < flips.sum() < 40
 
 
 def test_batches_depend_on_seed_and_epoch_alone(digits: Data) -> None:
@@ -57,22 +60,26 @@ def test_batches_depend_on_seed_and_epoch_alone(digits: Data) -> None:
     torch.manual_seed(1)
     assert torch.equal(x, _all(_batches(digits, "crop_flip", batch_size=100), 3)[0])
     assert torch.equal(x[16:], _all(loader, 3, start=2)[0])
-    assert not torch.equal(y, _all(loader, 4)[1]) and not torch.equal(y, _all(_batches(digits, "none", seed=2), 3)[1])
+    assert not torch.equal(y, _all(loader, 4)[1])
+    assert not torch.equal(y, _all(_batches(digits, "none", seed=2), 3)[1])
     split = digits.splits["weights"]
     alone = batches(split, 8, 1, 3, "crop_flip", digits.mean, digits.std)
     assert torch.equal(x, torch.cat([part for part, _ in alone]))
-    assert x.dtype == torch.float32 and y.dtype == torch.int64
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
     assert torch.equal(_all(_batches(digits, "none", shuffle=False))[1], split.labels)
 
 
 def test_lengths_limits_and_processes(digits: Data) -> None:
-    assert len(_batches(digits, "none")) == 68 and len(_batches(digits, "none", drop_last=True)) == 67
+    assert len(_batches(digits, "none")) == 68
+    assert len(_batches(digits, "none", drop_last=True)) == 67
     x, y = _all(_batches(digits, "shift"))
     assert torch.equal(x[:20], _all(_batches(digits, "shift", images_limit=20))[0])
     assert len(_batches(digits, "none", images_limit=10**6)) == 68
     for rank in range(4):  # 539 = 4 * 134 + 3
         part, labels = _all(_batches(digits, "shift", rank=rank, world_size=4))
-        assert torch.equal(part, x[rank:536:4]) and torch.equal(labels, y[rank:536:4])
+        assert torch.equal(part, x[rank:536:4])
+        assert torch.equal(labels, y[rank:536:4])
     shares = [_all(_batches(digits, "none", shuffle=False, rank=rank, world_size=4))[1] for rank in range(4)]
     assert sum(len(share) for share in shares) == 539
 

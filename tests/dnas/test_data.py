@@ -93,14 +93,17 @@ def test_digits_are_divided_completely_and_by_class(digits: Data) -> None:
     shares = torch.bincount(torch.cat([split.labels for split in digits.splits.values()])) / 1797
     for split in digits.splits.values():
         assert (torch.bincount(split.labels, minlength=10) - shares * len(split)).abs().max() < 2
-    assert digits.image_shape == (1, 8, 8) and len(digits.training()) == 1078
+    assert digits.image_shape == (1, 8, 8)
+    assert len(digits.training()) == 1078
 
 
 def test_splits_depend_on_the_split_seed_alone_and_the_test_split_on_nothing(digits: Data) -> None:
     again = load_data(DataConfig(source="digits", validation_share=0.2), 7)
     other = load_data(DataConfig(source="digits", validation_share=0.2, split_seed=1), 0)
     by_run = load_data(DataConfig(source="digits", validation_share=0.2, split_seed=None), 1)
-    assert same(digits, again) and same(other, by_run) and not same(digits, other)
+    assert same(digits, again)
+    assert same(other, by_run)
+    assert not same(digits, other)
     assert torch.equal(digits.splits["test"].images, other.splits["test"].images)
 
 
@@ -110,8 +113,10 @@ def test_folder_zip_and_wrapped_zip_are_the_same_and_complete(tmp_path: Path) ->
     folder = load_data(config(make_folder(tmp_path / "folder", {**files, **litter})), 0)
     packed = load_data(config(make_zip(tmp_path / "a.zip", {**files, **litter})), 0)
     wrapped = load_data(config(make_zip(tmp_path / "b.zip", {f"top/{name}": data for name, data in files.items()})), 0)
-    assert same(folder, packed) and same(folder, wrapped)
-    assert folder.classes == ("ant", "cat") and folder.image_shape == (3, 5, 6)
+    assert same(folder, packed)
+    assert same(folder, wrapped)
+    assert folder.classes == ("ant", "cat")
+    assert folder.image_shape == (3, 5, 6)
     for part in ("train", "test"):
         names = [name for name in folder.splits if (name == "test") == (part == "test")]
         found = {
@@ -122,7 +127,8 @@ def test_folder_zip_and_wrapped_zip_are_the_same_and_complete(tmp_path: Path) ->
             for name, data in files.items()
             if name.startswith(part)
         }
-        assert found == expected and sum(len(folder.splits[n]) for n in names) == len(expected)
+        assert found == expected
+        assert sum(len(folder.splits[n]) for n in names) == len(expected)
     pixels = torch.cat([folder.splits[n].images for n in ("weights", "choices", "validation")]).double() / 255
     assert torch.allclose(folder.mean.double(), pixels.mean((0, 2, 3)))
     assert torch.allclose(folder.std.double(), pixels.std((0, 2, 3), correction=0))
@@ -139,7 +145,8 @@ def test_test_share_and_limit_are_stratified_and_repeatable(tmp_path: Path) -> N
     for seed in range(5):
         drawn = load_data(config(path, test_share=0.25, limit_train=20, split_seed=seed), 0)
         parts = [row for name in ("weights", "choices", "validation") for row in rows(drawn.splits[name])]
-        assert len(set(parts)) == 20 and not set(parts) & set(rows(drawn.splits["test"]))
+        assert len(set(parts)) == 20
+        assert not set(parts) & set(rows(drawn.splits["test"]))
     everything = [row for split in whole.splits.values() for row in rows(split)]
     assert len(everything) == len(set(everything)) == 40
 
@@ -156,21 +163,26 @@ def test_cache_is_used_and_follows_the_files(tmp_path: Path, monkeypatch: pytest
     root = make_folder(tmp_path / "folder", image_files())
     first = load_data(config(root), 0)
     assert len(decoded) == 50
-    assert same(first, load_data(config(root), 0)) and len(decoded) == 50
+    assert same(first, load_data(config(root), 0))
+    assert len(decoded) == 50
     changed = root / "test/cat/0.png"
     changed.write_bytes(encoded(999))
     os.utime(changed, ns=(1, 1))
     second = load_data(config(root), 0)
-    assert len(decoded) == 100 and not same(first, second)
-    assert load_data(config(root, image_size=4), 0).image_shape == (3, 4, 4) and len(decoded) == 150
+    assert len(decoded) == 100
+    assert not same(first, second)
+    assert load_data(config(root, image_size=4), 0).image_shape == (3, 4, 4)
+    assert len(decoded) == 150
     for file in (tmp_path / "cache").iterdir():
         assert file.suffix == ".safetensors"
         file.write_bytes(file.read_bytes()[:-9])
-    assert same(second, load_data(config(root), 0)) and len(decoded) == 200
+    assert same(second, load_data(config(root), 0))
+    assert len(decoded) == 200
     blocked = tmp_path / "blocked"
     blocked.write_bytes(b"")
     assert same(second, load_data(config(root, cache=str(blocked)), 0))
-    assert same(second, load_data(config(root, cache=None), 0)) and len(decoded) == 300
+    assert same(second, load_data(config(root, cache=None), 0))
+    assert len(decoded) == 300
 
 
 def test_grey_and_odd_sizes_are_converted_on_request(tmp_path: Path) -> None:
@@ -247,7 +259,9 @@ def test_configuration_files(tmp_path: Path) -> None:
             assert set(compose(overrides=[f"+data={name}"]).data) == set(vars(DataConfig()))
         digits = data_config(compose(overrides=["+data=digits"]).data)
     assert load_data(packed, 0).name == "CIFAR-10 (JPEG)"
-    assert digits.augment == "shift" and digits.cache is not None and digits.cache.endswith("/dnas")
+    assert digits.augment == "shift"
+    assert digits.cache is not None
+    assert digits.cache.endswith("/dnas")
     for key, value, text in (
         ("path", "???", r"data\.path has no value"),
         ("limit_train", "many", r"`data` does not fit.*many"),
@@ -255,3 +269,11 @@ def test_configuration_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=text):
             load_data(OmegaConf.create({**packed, key: value}), 0)
+
+
+def test_splits_are_not_in_order_of_classes(tmp_path: Path) -> None:
+    """Calibration, batch statistics and verification read splits in order: no stretch may be of one class."""
+    data = load_data(config(make_folder(tmp_path / "images", image_files())), 0)
+    for split in data.splits.values():
+        changes = int((split.labels[1:] != split.labels[:-1]).sum())
+        assert changes > 1, "one change is all that two classes in order have"

@@ -79,9 +79,12 @@ def test_data_sets_by_target_agree_in_all_forms() -> None:
     for kind in ("numpy", "pil", "uint8", "float"):
         node = {"_target_": here("pairs"), "kind": kind}
         made[kind] = load_data(DataConfig(source="dataset", train=node, test={**node, "count": 6}), 0)
-    assert same(made["numpy"], made["pil"]) and same(made["numpy"], made["uint8"])
-    assert len(made["pil"].splits["test"]) == 6 and made["pil"].classes == ("0", "1", "2")
-    assert torch.allclose(made["float"].mean, made["pil"].mean) and torch.allclose(made["float"].std, made["pil"].std)
+    assert same(made["numpy"], made["pil"])
+    assert same(made["numpy"], made["uint8"])
+    assert len(made["pil"].splits["test"]) == 6
+    assert made["pil"].classes == ("0", "1", "2")
+    assert torch.allclose(made["float"].mean, made["pil"].mean)
+    assert torch.allclose(made["float"].std, made["pil"].std)
     first = []
     for data in (made["pil"], made["float"]):
         loader = Batches(data.splits["weights"], batch_size=8, seed=0, mean=data.mean, std=data.std)
@@ -123,6 +126,7 @@ def test_configuration_file() -> None:
         custom = compose(overrides=["+data=custom", *train, test]).data
         nothing = compose(overrides=["+data=custom"]).data
     data = load_data(custom, 0)
-    assert data.image_shape == (3, 4, 6) and len(data.splits["test"]) == 6
+    assert data.image_shape == (3, 4, 6)
+    assert len(data.splits["test"]) == 6
     with pytest.raises(DataError, match=r"data\.train\._target_ has no value"):
         load_data(nothing, 0)

@@ -87,7 +87,8 @@ def test_resnet18_has_the_published_size() -> None:
     assert macs(model, (3, 224, 224)) == work == 1_814_073_344
     assert parameters(model) == 11_689_512
     keys = {"conv1.weight", "bn1.running_var", "layer1.1.bn2.bias", "layer4.0.downsample.1.weight", "fc.bias"}
-    assert keys <= set(model.state_dict()) and len(model.state_dict()) == 122
+    assert keys <= set(model.state_dict())
+    assert len(model.state_dict()) == 122
 
 
 def test_dscnn_has_the_size_of_the_closed_form() -> None:
@@ -100,8 +101,10 @@ def test_dscnn_has_the_size_of_the_closed_form() -> None:
 
 def test_mobilenetv2_has_the_published_sizes() -> None:
     model = mobilenetv2()
-    assert parameters(model) == 3_504_872 and macs(model, (3, 224, 224)) == 300_774_272
-    assert "features.18.0.weight" in model.state_dict() and "features.1.conv.1.weight" in model.state_dict()
+    assert parameters(model) == 3_504_872
+    assert macs(model, (3, 224, 224)) == 300_774_272
+    assert "features.18.0.weight" in model.state_dict()
+    assert "features.1.conv.1.weight" in model.state_dict()
     assert parameters(mobilenetv2(width=0.5)) == 1_968_680
     small = mobilenetv2(classes=10, width=0.35, stem="cifar")
     assert small.features(torch.zeros(1, 3, 32, 32)).shape == (1, 1280, 4, 4)
@@ -114,7 +117,8 @@ def test_models_take_any_channels_and_train(make: Callable[[int, int], nn.Module
     model = make(2, 5)
     output = model(torch.randn(4, 2, 16, 16))
     output.square().sum().backward()
-    assert output.shape == (4, 5) and all(p.grad is not None for p in model.parameters())
+    assert output.shape == (4, 5)
+    assert all(p.grad is not None for p in model.parameters())
 
 
 class Tiny(nn.Module):
@@ -151,7 +155,8 @@ def test_targets_in_both_notations() -> None:
     assert parameters(build(here("Tiny"), num_classes=10)) == 192 * 10 + 10
     assert isinstance(build(here("Tiny.wide")), Tiny)
     model = build("dnas.models.resnet:cifar_resnet", depth=14, width=8)
-    assert model.training and all(module.training for module in model.modules())
+    assert model.training
+    assert all(module.training for module in model.modules())
     assert int(next(iter(build("dnas.models:resnet8").buffers())).count_nonzero()) == 0  # blank images left no trace
 
 

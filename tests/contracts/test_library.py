@@ -1,0 +1,148 @@
+"""The library without its command: a user's own model, loop and loaders."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from tests.networks import Residual, example
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import dnas
+
+
+class Batches:
+    """A loader of the user's: an `epoch` that is a number does not make it one of the project's."""
+
+    epoch = 3
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> object:
+        return iter(self.batches)
+
+
+def toy(count: int = 96, seed: int = 0) -> TensorDataset:
+    """Images whose brightest channel is their class, of three."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (count,), generator=generator)
+    x = torch.randn(count, 3, 8, 8, generator=generator)
+    x[torch.arange(count), y] += 1.5
+    return TensorDataset(x, y)
+
+
+def loader(shuffle: bool = True, seed: int = 0) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(toy(seed=seed), batch_size=16, shuffle=shuffle, drop_last=shuffle)
+
+
+def test_readme_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, criterion = Residual(), nn.CrossEntropyLoss()
+    example_inputs = example(model)
+    (x,), y = example_inputs, torch.arange(4)
+    space = dnas.build_space(
+        model, example_inputs, weight_bits=(2, 3, 4, 6, 8), act_bits=(2, 3, 4, 6, 8), filters=(0.25, 0.5, 0.75, 1.0)
+    )
+    supernet = dnas.Supernet(model, space)
+    budget = dnas.Budget(bops=0.05)
+    before = dnas.select(supernet.scores(), space, budget)  # before any training step
+    assert before.cost("bops", relative=True) <= 0.05
+    loss = criterion(supernet(x), y) + budget.penalty(supernet)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in supernet.choice_parameters())
+    architecture = dnas.select(supernet.scores(), space, budget)
+    small = dnas.realise(supernet, architecture)
+    dnas.export(small, example_inputs, "model.onnx", format="qcdq")
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert abs(found - small.eval()(x).numpy()).max() < 1e-5 * max(abs(found).max(), 1)
+
+
+def test_costs(generator: torch.Generator) -> None:
+    model = Residual()
+    space = dnas.build_space(model, example(model), (2, 4, 8), (2, 4, 8), (0.5, 1.0))
+    supernet, budget = dnas.Supernet(model, space), dnas.Budget(bops=0.05)
+    architecture = dnas.select(supernet.scores(), space, budget)
+    assert isinstance(architecture.cost("bops"), int)
+    assert architecture.cost("bops", relative=True) == pytest.approx(
+        architecture.cost("bops") / dnas.uniform_architecture(space, 8, 8).cost("bops")
+    )
+    cost = supernet.cost("bops")
+    cost.backward()
+    grads = [p.grad for p in supernet.choice_parameters()]
+    assert cost.shape == ()
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in grads)
+    assert all(float(grad[-1]) > 0 > float(grad[0]) for grad in grads if grad is not None)
+
+
+def test_search_and_retrain_with_plain_loaders(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    space = dnas.build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
+    supernet, budget = dnas.Supernet(model, space), dnas.Budget(bops=0.1)
+    config = dnas.SearchConfig(epochs=2, score_images=64, score_rounds=1)
+    scores, history = dnas.search(supernet, budget, loader(), loader(seed=1), loader(False, 2), model, config)
+    assert len(history) == 2
+    assert history[-1]["choice_loss"] > 0
+    architecture = dnas.select(scores, space, budget)
+    assert architecture.cost("bops", relative=True) <= 0.1
+    small = dnas.realise(supernet, architecture)
+    # the last batch is smaller than the others
+    history = dnas.retrain(small, DataLoader(toy(), 20, shuffle=True), loader(False, 2), config=dnas.RetrainConfig(epochs=2))
+    assert len(history) == 2
+    assert not small.training
+
+
+def test_a_search_resumes_with_plain_loaders(tmp_path: Path) -> None:
+    """Also with a shuffling DataLoader, which draws from torch's global generator."""
+
+    def run(epochs: list[int], checkpoint: Path) -> tuple[dnas.Scores, dnas.Supernet]:
+        for count in epochs:
+            torch.manual_seed(0)
+            model = Residual()
+            space = dnas.build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
+            supernet = dnas.Supernet(model, space)
+            stop = Stop(count)
+            config = dnas.SearchConfig(epochs=3, score_images=32, score_rounds=1)
+            torch.rand(count)  # wherever the generator stands
+            try:
+                scores, _ = dnas.search(
+                    supernet, dnas.Budget(bops=0.1), loader(), loader(seed=1), stop, None, config, checkpoint=checkpoint
+                )
+            except InterruptedError:
+                continue
+        return scores, supernet
+
+    class Stop(Batches):
+        """Validation batches that fail in an epoch."""
+
+        def __init__(self, epochs: int) -> None:
+            super().__init__(list(loader(False, 2)))
+            self.left = epochs
+
+        def __iter__(self) -> object:
+            self.left -= 1
+            if self.left < 0:
+                raise InterruptedError
+            return super().__iter__()
+
+    whole = run([9], tmp_path / "whole.ckpt")
+    parts = run([1, 1, 9], tmp_path / "parts.ckpt")
+    again = run([9], tmp_path / "parts.ckpt")  # finished before: scored again
+    for scores, supernet in (parts, again):
+        assert scores.values == whole[0].values
+        for (name, one), other in zip(whole[1].named_parameters(), supernet.parameters(), strict=True):
+            assert torch.equal(one, other), name
+
+
+def test_not_a_loader() -> None:
+    model = Residual()
+    space = dnas.build_space(model, example(model), (2, 8), (8,), (1.0,))
+    with pytest.raises(TypeError, match="__len__"):
+        dnas.search(dnas.Supernet(model, space), dnas.Budget(bops=0.9), iter([]), loader(), loader())

@@ -1,0 +1,136 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from dnas.run import RunError, RunFolder, differences, digest, identity, is_run_folder, open_run, stored_config
+
+
+def content(**changes: object) -> DictConfig:
+    plain = {
+        "stage": "all", "seed": 0, "folder": None, "search": {"epochs": 3, "optimiser": {"lr": 0.1}},
+        "engine": {"device": "cpu", "precision": "fp32"}, "report": {"title": ""},
+    }  # fmt: skip
+    return OmegaConf.create(plain | changes)
+
+
+def test_opening_writes_nothing(tmp_path: Path) -> None:
+    folder = open_run(tmp_path / "runs" / "x", content())
+    assert not list(tmp_path.iterdir())
+    folder.create()
+    assert is_run_folder(folder.path)
+    assert stored_config(folder.path) == content()
+    assert folder.started_in() == Path.cwd()
+    before = {path: path.stat().st_mtime_ns for path in folder.path.iterdir()}
+    folder.create()
+    open_run(folder.path, content()).create()
+    assert {path: path.stat().st_mtime_ns for path in folder.path.iterdir()} == before
+
+
+def test_what_does_not_count(tmp_path: Path) -> None:
+    open_run(tmp_path, content()).create()
+    open_run(tmp_path, content(stage="report", folder="x", engine={"device": "cuda"}, report={"title": "t"}))
+    assert digest(content()) == digest(content(stage="select", report={}, engine={"threads": 3}, hydra={"a": 1}))
+    assert digest(content()) != digest(content(seed=1))
+
+
+def test_a_reduced_precision_counts(tmp_path: Path) -> None:
+    open_run(tmp_path, content()).create()
+    with pytest.raises(RunError, match="engine"):
+        open_run(tmp_path, content(engine={"precision": "bf16"}))
+    assert identity(content(engine={"precision": "bf16", "device": "cpu"}))["engine"] == {"precision": "bf16"}
+
+
+def test_differing_keys_are_named(tmp_path: Path) -> None:
+    open_run(tmp_path, content()).create()
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(RunError) as caught:
+        open_run(tmp_path, content(seed=1, search={"epochs": 3, "optimiser": {"lr": 0.2}}))
+    text = str(caught.value)
+    assert "seed is 0 there, 1 here" in text
+    assert "search.optimiser.lr is 0.1 there, 0.2 here" in text
+    assert "epochs" not in text
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_differences() -> None:
+    assert differences({"a": {"b": 1}, "c": [1]}, {"a": {"b": 1}, "c": [1]}) == []
+    assert differences({"a": {"b": 1}}, {"a": {"c": 1}}) == ["a.b is 1 there, None here", "a.c is None there, 1 here"]
+    assert differences({"a": {"b": 1}}, {"a": None}) == ["a is {'b': 1} there, None here"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "config.yaml"])
+def test_folders_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("words")
+    with pytest.raises(RunError, match="nothing was changed"):
+        open_run(tmp_path, content())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "words")]
+
+
+def test_files_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("words")
+    with pytest.raises(RunError, match="is a file"):
+        open_run(tmp_path / "x", content())
+
+
+def test_a_creation_that_was_killed(tmp_path: Path) -> None:
+    """Wherever it was killed, the same command creates the folder; but results without a configuration are no such case."""
+    (tmp_path / "mark").mkdir()
+    (tmp_path / "mark" / ".dnas").write_text("run fol")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / ".dnas").touch()
+    (tmp_path / "half" / ".config.yaml.abcd1234").write_text("see")
+    for name in ("mark", "half"):
+        open_run(tmp_path / name, content()).create()
+        assert stored_config(tmp_path / name) == content()
+    (tmp_path / "half" / "config.yaml").unlink()
+    (tmp_path / "half" / "scores.json").write_text("{}")
+    with pytest.raises(RunError, match=r"scores.json.*nothing was changed"):
+        open_run(tmp_path / "half", content())
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "text", "\x00"])
+def test_a_damaged_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".dnas").touch()
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match=r"config.yaml is damaged.*use another folder"):
+        open_run(tmp_path, content())
+
+
+def test_where_a_run_was_started(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.started_in() is None
+    (tmp_path / ".dnas").write_text("run folder of dnas\n")  # as earlier versions wrote it
+    assert folder.started_in() is None
+    (tmp_path / ".dnas").write_text(f"run folder of dnas\n{tmp_path / 'gone'}\n")
+    assert folder.started_in() is None
+    (tmp_path / ".dnas").write_text(f"run folder of dnas\n{tmp_path}\n")
+    assert folder.started_in() == tmp_path
+
+
+def test_stages_are_recorded_when_they_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.stages() == []
+    with folder.stage("one"):
+        assert not folder.finished("one")
+    with pytest.raises(KeyError), folder.stage("two"):
+        raise KeyError
+    assert folder.finished("one")
+    assert not folder.finished("two")
+    (record,) = json.loads((tmp_path / "stages.json").read_text())
+    assert record["seconds"] >= 0
+    assert record["peak_memory_mb"] > 1
+
+
+def test_missing_files_name_their_stage(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"scores.json is missing; run stage=search in this folder first"):
+        RunFolder(tmp_path).read_json("scores.json", "search")
+
+
+def test_files_are_readable_by_others(tmp_path: Path) -> None:
+    open_run(tmp_path / "x", content()).create()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "x" / "config.yaml").stat().st_mode & 0o777 == 0o666 & ~mask
