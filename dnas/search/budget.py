@@ -64,7 +64,9 @@ class Budget:
         if not given:
             raise BudgetError(f"no budget is set; give at least one of {allowed}, e.g. budget.bops=0.05")
         if not strength > 0 or rate < 0:
-            raise BudgetError(f"budget.strength is {strength} and budget.rate {rate}; needed are strength > 0 and rate >= 0")
+            raise BudgetError(
+                f"budget.strength is {strength} and budget.rate {rate}; needed are strength > 0 and rate >= 0"
+            )
         object.__setattr__(self, "caps", given)
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "rate", rate)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas.space.slicing import filter_dimension
 from quant.mixture import mixture
 from quant.quantizer import MIN_STEP, fit_step
 from quant.spec import QuantSpec
@@ -52,11 +53,6 @@ class MixedActivation(nn.Module):
         values = flat[:: max(flat.numel() // 32_768, 1)]
         for step, spec in zip(self.steps, self.specs, strict=True):
             step.copy_(fit_step(values, spec, per_filter=False))
-
-
-def filter_dimension(layer: nn.Module) -> int:
-    """The dimension of a layer's weight that runs over its filters (outputs)."""
-    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
 class MixedLayer(nn.Module):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas.search.mixed import MixedActivation, MixedLayer, Sample, filter_dimension
+from dnas.search.mixed import MixedActivation, MixedLayer, Sample
 from dnas.search.relax import Relaxation, gumbel_noise, one_hot, probabilities, relax
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, LayerCost, build_cost, reference_cost
+from dnas.space.slicing import filter_dimension
 from quant.spec import QuantSpec
 
 SCORE_DECAY = 0.995

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dnas.models.resnet import resnet18
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
-from dnas.space.check import kept_channels, slice_channels, slice_layer
 from dnas.space.choice import Layer, Space
 from dnas.space.cost import COSTS, LAYER_COSTS, Cost, build_cost, reference_cost, smooth_maximum
+from dnas.space.slicing import kept_channels, slice_channels, slice_layer
 
 SMALL: dict[str, dict[str, Any]] = {
     "residual": {"weight_bits": (3, 8), "act_bits": (8,), "filters": (0.5, 1.0), "exclude": ("head.fc", "c", "d")},

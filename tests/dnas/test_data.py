@@ -273,7 +273,7 @@ def test_configuration_files(tmp_path: Path) -> None:
 
 def test_splits_are_not_in_order_of_classes(tmp_path: Path) -> None:
     """Calibration, batch statistics and verification read splits in order: no stretch may be of one class."""
-    data = load_data(config(make_folder(tmp_path / "images", image_files())), 0)
+    data = load_data(config(make_folder(tmp_path / "images", image_files()), validation_share=0.3), 0)
     for split in data.splits.values():
         changes = int((split.labels[1:] != split.labels[:-1]).sum())
         assert changes > 1, "one change is all that two classes in order have"

@@ -91,11 +91,11 @@ def test_a_creation_that_was_killed(tmp_path: Path) -> None:
         open_run(tmp_path / "half", content())
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "text", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\x00"])
 def test_a_damaged_configuration(tmp_path: Path, text: str) -> None:
     (tmp_path / ".dnas").touch()
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(RunError, match=r"config.yaml is damaged.*use another folder"):
+    with pytest.raises(RunError, match=r"(?s)config.yaml is damaged.*use another folder"):
         open_run(tmp_path, content())
 
 
