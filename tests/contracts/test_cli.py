@@ -108,12 +108,17 @@ def test_keys_that_change_nothing_may_differ(
 ) -> None:
     monkeypatch.chdir(run.parent)
     before = content(run)
-    assert dnas(monkeypatch, "folder=run", "stage=report", "engine.device=cpu", "++engine.threads=1", "report.title=x") == 0
+    assert (
+        dnas(monkeypatch, "folder=run", "stage=report", "engine.device=cpu", "++engine.threads=1", "report.title=x")
+        == 0
+    )
     assert dnas(monkeypatch, "folder=run", *SMALL, "engine.threads=1") == 0
     assert content(run) == before
 
 
-def test_other_folders_are_untouched(empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_folders_are_untouched(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (empty / "mine").mkdir()
     (empty / "mine" / "thesis.tex").write_text("words")
     (empty / "file").write_text("words")
@@ -124,7 +129,9 @@ def test_other_folders_are_untouched(empty: Path, monkeypatch: pytest.MonkeyPatc
     assert content(empty) == before
 
 
-def test_a_damaged_configuration(empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_configuration(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (empty / "run").mkdir()
     (empty / "run" / ".dnas").touch()
     (empty / "run" / "config.yaml").write_text("seed: [")
@@ -165,7 +172,9 @@ def test_load_equals_the_exported_model(run: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dnas.stages.context.load_data", lambda *_: pytest.fail("loading a model reads no data"))
     model = library.load(run)
-    assert model.architecture.cost("bops") <= 0.2 * model.architecture.cost("bops") / model.architecture.cost("bops", True)
+    assert model.architecture.cost("bops") <= 0.2 * model.architecture.cost("bops") / model.architecture.cost(
+        "bops", True
+    )
     with torch.no_grad():
         wanted = model(images).numpy()
     session = onnxruntime.InferenceSession(str(run / "model.qcdq.onnx"), providers=["CPUExecutionProvider"])
@@ -329,9 +338,17 @@ def test_relative_paths_hold_in_the_run_folder(empty: Path, monkeypatch: pytest.
         for label in ("a", "b"):
             for index in range(12):
                 (images / split / label).mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8), 20 * index + (100 if label == "a" else 0)).save(images / split / label / f"{index}.png")
+                Image.new("L", (8, 8), 20 * index + (100 if label == "a" else 0)).save(
+                    images / split / label / f"{index}.png"
+                )
     small = [o for o in SMALL if not o.startswith(("data", "pretrain.batch", "search.batch"))]
-    small += ["data=image_folder", "data.path=images", "data.cache=null", "search.batch_size=4", "pretrain.batch_size=4"]
+    small += [
+        "data=image_folder",
+        "data.path=images",
+        "data.cache=null",
+        "search.batch_size=4",
+        "pretrain.batch_size=4",
+    ]
     assert dnas(monkeypatch, "stage=preflight", "folder=run", *small, "data.validation_share=0.3") == 0
     monkeypatch.chdir(empty / "run")
     assert dnas(monkeypatch, "stage=search") == 0

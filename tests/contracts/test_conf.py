@@ -58,7 +58,12 @@ def test_values_reach_the_typed_configuration(name: str) -> None:
     parsed = getattr(parse_config(composed(override(name), *REQUIRED.get(name, []))), group)
     written = yaml.safe_load((CONF / name).read_text())
     for key, value in written.items():
-        if key != "defaults" and not isinstance(value, dict | list) and value not in ("???",) and "${" not in str(value):
+        if (
+            key != "defaults"
+            and not isinstance(value, dict | list)
+            and value not in ("???",)
+            and "${" not in str(value)
+        ):
             assert getattr(parsed, key) == value, f"{name}: {key}"
 
 

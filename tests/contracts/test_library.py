@@ -94,7 +94,9 @@ def test_search_and_retrain_with_plain_loaders(tmp_path: Path) -> None:
     assert architecture.cost("bops", relative=True) <= 0.1
     small = dnas.realise(supernet, architecture)
     # the last batch is smaller than the others
-    history = dnas.retrain(small, DataLoader(toy(), 20, shuffle=True), loader(False, 2), config=dnas.RetrainConfig(epochs=2))
+    history = dnas.retrain(
+        small, DataLoader(toy(), 20, shuffle=True), loader(False, 2), config=dnas.RetrainConfig(epochs=2)
+    )
     assert len(history) == 2
     assert not small.training
 

@@ -29,7 +29,8 @@ def assert_same(found: Path, wanted: Path) -> None:
     for path in sorted((wanted / "baselines").glob("*.safetensors")):
         assert (found / "baselines" / path.name).read_bytes() == path.read_bytes(), path.name
     accuracies = [
-        [row["accuracy"] for row in json.loads((folder / "report.json").read_text())["rows"]] for folder in (found, wanted)
+        [row["accuracy"] for row in json.loads((folder / "report.json").read_text())["rows"]]
+        for folder in (found, wanted)
     ]
     assert accuracies[0] == accuracies[1]
 

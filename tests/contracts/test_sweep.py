@@ -57,7 +57,9 @@ def test_a_repeated_sweep_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert dnas(monkeypatch, "-m", *TINY, "space.exclude=[none],[neither]") == 1
     found = capsys.readouterr()

@@ -45,7 +45,9 @@ def test_round_trip_of_everything(tmp_path: Path, generator: torch.Generator) ->
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_optimiser_goes_on_where_it_was(tmp_path: Path, kind: type[torch.optim.Optimizer], generator: torch.Generator) -> None:
+def test_optimiser_goes_on_where_it_was(
+    tmp_path: Path, kind: type[torch.optim.Optimizer], generator: torch.Generator
+) -> None:
     def make() -> tuple[nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(0)
         layer = nn.Linear(4, 2)
@@ -92,7 +94,9 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
 
         save_file({"a": torch.zeros(1)}, path)
     else:
-        path.write_bytes({"cut": content[:-7], "empty": b"", "text": b"hello", "header": b"\xff" * 8 + content[8:]}[damage])
+        path.write_bytes(
+            {"cut": content[:-7], "empty": b"", "text": b"hello", "header": b"\xff" * 8 + content[8:]}[damage]
+        )
     with pytest.raises(ValueError, match=r"state.ckpt is not a checkpoint of dnas, or is damaged .*delete it"):
         load_state(path)
 

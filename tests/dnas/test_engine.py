@@ -147,11 +147,18 @@ def test_a_killed_epoch_leaves_no_double_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("poison", "place"),
-    [("weight", "parameter 3.weight"), ("images", "the images of the batch"), ("loss", "gradient of"), ("other", "the loss itself")],
+    [
+        ("weight", "parameter 3.weight"),
+        ("images", "the images of the batch"),
+        ("loss", "gradient of"),
+        ("other", "the loss itself"),
+    ],
 )
 def test_what_is_not_finite_is_named(tmp_path: Path, poison: str, place: str) -> None:
     engine, path = Engine(QUIET), tmp_path / "toy.ckpt"
-    with pytest.raises(NumericsError, match=rf"toy: .*at epoch 1, step 2; first not finite: {place}.*last good epoch is kept"):
+    with pytest.raises(
+        NumericsError, match=rf"toy: .*at epoch 1, step 2; first not finite: {place}.*last good epoch is kept"
+    ):
         engine.fit(Toy(engine, poison={5: poison}), path, Board(None), 5)
     state = load_state(path)
     assert len(state["history"]) == 1

@@ -198,7 +198,9 @@ def test_every_image_counts_alike(generator: torch.Generator) -> None:
     assert torch.allclose(model[1].running_var, variance, atol=1e-4)
     state, modes, momenta = snapshot(model)
     assert (modes, momenta) == before[1:]
-    assert all(torch.equal(state[name], before[0][name]) for name in state if "running" not in name and "num" not in name)
+    assert all(
+        torch.equal(state[name], before[0][name]) for name in state if "running" not in name and "num" not in name
+    )
 
 
 def test_models_without_norms_are_left_alone() -> None:

@@ -60,7 +60,9 @@ def exported(name: str, folder: Path) -> tuple[Architecture, list[ExportedLayer]
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Architecture, list[ExportedLayer]]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Architecture, list[ExportedLayer]]:
     return exported(request.param, tmp_path_factory.mktemp("onnx"))
 
 

@@ -32,7 +32,8 @@ class Fixed:
     def __init__(self, seed: int, count: int = 3) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.batches = [
-            (torch.randn(8, 3, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator)) for _ in range(count)
+            (torch.randn(8, 3, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator))
+            for _ in range(count)
         ]
 
     def __len__(self) -> int:
@@ -145,7 +146,13 @@ def test_evaluation_changes_nothing() -> None:
         assert torch.equal(found.supernet.state_dict()[name], value), name
     assert torch.equal(found.supernet.get_extra_state()["generator"], generator)
     assert found.supernet.training
-    assert {"accuracy", "temperature", "bops_expected_over_budget", "bops_argmax_over_budget", "bops_multiplier"} <= set(numbers)
+    assert {
+        "accuracy",
+        "temperature",
+        "bops_expected_over_budget",
+        "bops_argmax_over_budget",
+        "bops_multiplier",
+    } <= set(numbers)
 
 
 def test_the_temperature_falls_from_start_to_end() -> None:
