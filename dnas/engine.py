@@ -122,7 +122,7 @@ class Engine:
                 f"torchrun --nproc_per_node={config.processes} -m dnas ..., or set engine.processes={started}"
             )
         devices: Any = [int(index)] if index else started
-        plugins = [_Bfloat16("bf16-mixed", accelerator)] if config.precision == "bf16" else []
+        plugins: list[Any] = [_Bfloat16("bf16-mixed", accelerator)] if config.precision == "bf16" else []
         if config.threads:
             torch.set_num_threads(config.threads)
         strategy = "ddp_find_unused_parameters_true" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto"

@@ -11,12 +11,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from tests.small import SMALL, dnas
 
 import dnas as library
 from dnas.cli import configuration_folder, is_message
 from dnas.engine import Engine, EngineConfig
 from dnas.stages.context import open_folder
+from tests.small import SMALL, dnas
 
 STAGES = ("preflight", "search", "select", "retrain", "export", "report")
 

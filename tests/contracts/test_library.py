@@ -5,11 +5,11 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from tests.networks import Residual, example
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dnas
+from tests.networks import Residual, example
 
 
 class Batches:

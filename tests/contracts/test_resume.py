@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from tests.small import SMALL, Command
 
 SAME = ("space.json", "scores.json", "architecture.json", "float.safetensors", "model.safetensors")

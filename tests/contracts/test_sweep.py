@@ -5,9 +5,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-from tests.small import SMALL, dnas
 
 from dnas.sweep import ParetoCallback
+from tests.small import SMALL, dnas
 
 TINY = (*SMALL, "search.epochs=1", "pretrain.epochs=1", "retrain.epochs=1", "report.tensorboard=false")
 

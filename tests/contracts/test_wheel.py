@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+
 from tests.small import SMALL
 
 ROOT = Path(__file__).parents[2]

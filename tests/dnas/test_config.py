@@ -115,7 +115,8 @@ def test_right_command_lines(arguments: list[str]) -> None:
     ("argument", "parts"),
     [
         ("budget.bop=0.05", ["budget.bop", "'budget.bops'"]), ("+search.foo=1", ["search.foo", "epochs"]),
-        ("++search.foo.bar=1", ["search.foo.bar"]), ("epochs=1", ["epochs", "search.epochs"]), ("model=resnet9", ["conf/model/resnet9.yaml", "model=resnet8"]),
+        ("++search.foo.bar=1", ["search.foo.bar"]), ("epochs=1", ["epochs", "search.epochs"]),
+        ("model=resnet9", ["conf/model/resnet9.yaml", "model=resnet8"]),
         ("model=resnet8,resnet9", ["resnet9"]), ("model=null", ["conf/model/null.yaml"]), ("resnet8", ["key=value"]),
         ("=3", ["unknown key"]), ("search.optimiser.rate=1", ["search.optimiser.rate", "lr"]),
     ],

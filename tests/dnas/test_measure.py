@@ -1,9 +1,9 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.networks import Chain, example
 from torch import Tensor, nn
 
 from dnas.realise import realise
@@ -13,6 +13,7 @@ from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
+from tests.networks import Chain, example
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -84,7 +85,7 @@ def test_scores_never_fall_and_are_finite(supernet: Supernet, batches: Batches) 
     scores = measure_scores(supernet, base(supernet, 1), batches)
     scores.check(supernet.space)
     for values in scores.values.values():
-        assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+        assert all(a <= b for a, b in pairwise(values))
 
 
 def test_the_size_of_the_batches_does_not_matter(supernet: Supernet, batches: Batches) -> None:

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,8 +80,8 @@ def test_schedule_is_warm_up_then_cosine() -> None:
     assert optimiser.rate(1.0) == pytest.approx(0, abs=1e-12)
     rates = [optimiser.rate(i / 1000) for i in range(1001)]
     assert max(rates) <= 0.2
-    assert all(a < b for a, b in zip(rates[:100], rates[1:101], strict=True))
-    assert all(a > b for a, b in zip(rates[100:-1], rates[101:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:101]))
+    assert all(a > b for a, b in pairwise(rates[100:]))
     assert Optimiser([("w", nn.Parameter(torch.ones(2, 2)))], [], OptimiserConfig(lr=0.2, warmup=0.0)).rate(0.0) == 0.2
 
 

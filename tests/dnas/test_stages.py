@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.small import SMALL, dnas
 from torch import nn
 
 from dnas.cli import configuration_folder
@@ -25,6 +24,7 @@ from dnas.stages.search import search
 from quant.export import export
 from quant.graph import ExportedLayer, read_layers
 from quant.verify import VerificationError
+from tests.small import SMALL, dnas
 
 NETWORKS = {
     "resnet8": lambda: resnet8(3, 10),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.networks import Residual, example
 from torch import Tensor, nn
 
 from dnas.board import Board
@@ -22,6 +21,7 @@ from dnas.search.training import SearchConfig, SearchTraining
 from dnas.searcher import search
 from dnas.select.select import select
 from dnas.space.build import build_space
+from tests.networks import Residual, example
 
 ENGINE = EngineConfig(device="cpu", progress=False)
 
