@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from dnas.engine import Batch, NumericsError
 
+STEP_FLOOR = 0.25
+"""Step sizes stay above this share of their value at the start: one that reached 0 would have no gradient to return by."""
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -23,7 +26,7 @@ class OptimiserConfig:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    step_lr: float = 1.0
+    step_lr: float = 0.1
     clip: float = 5.0
     warmup: float = 0.05
 
@@ -58,6 +61,7 @@ class Optimiser:
         self._factors = [1.0, 1.0, config.step_lr]
         decays = [config.weight_decay, 0.0, 0.0]
         self._parameters = [p for _, p in self._named]
+        self._sizes, self._floors = sizes, [STEP_FLOOR * p.detach().clone() for p in sizes]
         groups = [
             {"params": params, "weight_decay": decay, "factor": factor}
             for params, decay, factor in zip((decayed, others, sizes), decays, self._factors, strict=True)
@@ -93,6 +97,9 @@ class Optimiser:
         for group in self.sgd.param_groups:
             group["lr"] = self.rate(fraction) * group["factor"]
         self.sgd.step()
+        with torch.no_grad():
+            for size, floor in zip(self._sizes, self._floors, strict=True):
+                size.copy_(torch.maximum(size, floor))
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -158,8 +158,8 @@ def _is_unfinished(name: str, marked: bool) -> bool:
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
     """Leaves in which two nested mappings differ, as text."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        found = []
+    if (isinstance(one, dict) or isinstance(other, dict)) and all(isinstance(v, dict | None) for v in (one, other)):
+        one, other, found = one or {}, other or {}, []
         for key in sorted({*one, *other}, key=str):
             found += differences(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
         return found

@@ -10,7 +10,7 @@ from brevitas.inject import ExtendedInjector
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from quant.quantizer import MIN_STEP, integers, quantize
+from quant.quantizer import integers, positive_step, quantize
 from quant.spec import QuantSpec
 
 MAX_BITS = 8
@@ -39,7 +39,7 @@ class LearnedStepQuant(nn.Module):
 
     def positive_step(self) -> Tensor:
         """The step in use, at least MIN_STEP; shaped like `step`."""
-        return self.step.clamp_min(MIN_STEP)
+        return positive_step(self.step)
 
     def scale(self) -> Tensor:
         """The step in use, shaped to broadcast against the tensor: (filters, 1, ...), (1, filters, 1, ...) or ()."""

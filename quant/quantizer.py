@@ -72,6 +72,22 @@ class _LearnedStep(torch.autograd.Function):
         return grad_x, grad_step, None, None
 
 
+class _Positive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Tensor) -> Tensor:
+        return step.clamp_min(MIN_STEP)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def positive_step(step: Tensor) -> Tensor:
+    """The step in use: at least MIN_STEP. The gradient passes, so that a step that went below can come back."""
+    result: Tensor = _Positive.apply(step)
+    return result
+
+
 def quantize(x: Tensor, step: Tensor, spec: QuantSpec, batched: bool = False) -> Tensor:
     """Quantises x to the grid `step * {lower..upper}`, differentiable in x and step.
 

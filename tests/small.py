@@ -22,14 +22,19 @@ SMALL = (
 
 def dnas(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The command in this process; its exit code."""
+    from hydra.core.hydra_config import HydraConfig
+
     from dnas.cli import main
 
+    path = list(sys.path)
     monkeypatch.setattr(sys, "argv", ["dnas", *arguments])
     try:
         main()
     except SystemExit as end:
         return int(end.code or 0)
-    finally:  # Hydra's handlers keep the output of this test
+    finally:  # Hydra remembers the working directory, and its handlers the output, of this test
+        HydraConfig.instance().cfg = None
+        sys.path[:] = path
         for handler in [h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]:
             logging.getLogger().removeHandler(handler)
     return 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dnas.space.slicing import filter_dimension
 from quant.mixture import mixture
-from quant.quantizer import MIN_STEP, fit_step
+from quant.quantizer import fit_step, positive_step
 from quant.spec import QuantSpec
 
 
@@ -43,7 +43,7 @@ class MixedActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """X of any shape, batch first."""
         sample = self._sample[0]
-        steps = tuple(step.clamp_min(MIN_STEP) for step in self.steps)
+        steps = tuple(positive_step(step) for step in self.steps)
         return mixture(x, sample.weights[self.choice], steps, self.specs, True, sample.portions[self.choice])
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class MixedLayer(nn.Module):
         sample, layer = self._sample[0], self.layer
         weight: Tensor = layer.weight  # type: ignore[assignment]
         flip = filter_dimension(layer) == 1
-        steps = tuple(step.clamp_min(MIN_STEP) for step in self.steps)
+        steps = tuple(positive_step(step) for step in self.steps)
         rows = weight.transpose(0, 1) if flip else weight
         mixed = mixture(rows, sample.weights[self.choice], steps, self.specs, False, sample.portions[self.choice])
         mixed = mixed.transpose(0, 1) if flip else mixed

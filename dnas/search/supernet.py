@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnas.search.importance import filter_importance
 from dnas.search.mixed import MixedActivation, MixedLayer, Sample
 from dnas.search.relax import Relaxation, gumbel_noise, one_hot, probabilities, relax
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, LayerCost, build_cost, reference_cost
-from dnas.space.slicing import filter_dimension
 from quant.spec import QuantSpec
 
 SCORE_DECAY = 0.995
@@ -76,6 +76,7 @@ class Supernet(nn.Module):
         )
         self.multipliers = nn.ParameterDict()
         self._convert()
+        self.to(next(self.model.parameters()).device)
         self.rank_filters()
 
     # --- construction
@@ -141,33 +142,18 @@ class Supernet(nn.Module):
         """Orders every group's filters; an option keeps the first ones.
 
         Args:
-            importance: per group (by its choice's name) shape (size,), larger is kept longer; by default the L2 norm of
-                the filters over all members, each scaled by the batch norm that follows it where there is one.
+            importance: per group (by its choice's name) shape (size,), larger is kept longer; by default
+                `filter_importance`.
         """
         for index, group in enumerate(self.space.groups):
             offset = self._group_offsets[index]
             if importance is not None and group.choice in importance:
                 value = importance[group.choice].to(self.ranks.device)
             else:
-                value = torch.zeros(group.size, device=self.ranks.device)
-                for name in group.members:
-                    value += self._filter_norms(index, name)
+                layers = {name: self.mixed_layer(name).layer for name in group.members}
+                value = filter_importance(self.space, index, layers, self.model).to(self.ranks.device)
             order = torch.argsort(value, descending=True, stable=True)
             self.ranks[offset + order] = torch.arange(group.size, device=order.device)
-
-    def _filter_norms(self, index: int, name: str) -> Tensor:
-        layer, module = self.space.layer(name), self.mixed_layer(name).layer
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        weight = weight.detach()
-        if filter_dimension(module) == 1:  # (inputs, outputs / groups, ...) to (outputs, inputs / groups, ...)
-            weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-        norms = weight.flatten(1).norm(dim=1)
-        norms = norms / norms.norm().clamp_min(1e-12)
-        result = torch.zeros(self.space.groups[index].size, device=self.ranks.device)
-        for channel, (group, position) in enumerate(zip(layer.outputs.group, layer.outputs.position, strict=True)):
-            if group == index:
-                result[position] += norms[channel] ** 2
-        return result
 
     @torch.no_grad()
     def calibrate(self, *inputs: Any) -> None:
@@ -215,7 +201,7 @@ class Supernet(nn.Module):
                 if learns and weights.requires_grad:
                     weights.register_hook(partial(self._accumulate, i))
             elif self._relaxed:
-                weights = probabilities(logits.detach(), 1.0)
+                weights = probabilities(logits.detach(), self._price_temperature())
             else:
                 weights = one_hot(self._discrete(choice.name), logits.detach())
             sample.weights[choice.name] = weights
@@ -306,11 +292,15 @@ class Supernet(nn.Module):
         """For every choice the probability of each option, shape (K,), differentiable in the logits."""
         device = self.ranks.device
         return {
-            choice.name: probabilities(self.logits[self.choices[choice.name]], 1.0)
+            choice.name: probabilities(self.logits[self.choices[choice.name]], self._price_temperature())
             if choice.searched
             else torch.ones(1, device=device)
             for choice in self.space.choices
         }
+
+    def _price_temperature(self) -> float:
+        """Gumbel samples follow softmax(logits) at any temperature; a plain softmax mixes by softmax(logits / T)."""
+        return float(self.temperature) if self.relaxation.mode == "softmax" else 1.0
 
     def cost_table(self, name: str) -> Cost:
         """The cost of that name, tabulated once."""
@@ -423,8 +413,8 @@ class Supernet(nn.Module):
     def multiplier(self, name: str) -> nn.Parameter:
         """A budget's controller state, shape (2,): the multiplier and the draw it was last updated at."""
         if name not in self.multipliers:
-            state = nn.Parameter(torch.tensor([0.0, -1.0], dtype=torch.float64), requires_grad=False)
-            self.multipliers[name] = state.to(self.ranks.device)
+            state = torch.tensor([0.0, -1.0], dtype=torch.float64, device=self.ranks.device)
+            self.multipliers[name] = nn.Parameter(state, requires_grad=False)
         return self.multipliers[name]
 
 

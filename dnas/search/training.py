@@ -45,6 +45,8 @@ class SearchConfig:
             raise ValueError(f"search.level is {self.level!r}; allowed: {list(LEVELS)}")
         if self.scores not in SCORE_METHODS:
             raise ValueError(f"search.scores is {self.scores!r}; allowed: {list(SCORE_METHODS)}")
+        if min(self.batch_size, self.score_images, self.score_rounds) < 1 or not self.choice_lr > 0:
+            raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
         if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or self.epochs < 1:
             raise ValueError("search: epochs >= 1, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
 

@@ -1,7 +1,7 @@
 """The selector: from scores and budgets to the best architecture that meets every budget, with a certificate."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, milp
@@ -11,10 +11,12 @@ from dnas.search.scores import Scores
 from dnas.select.program import Program
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
-from dnas.space.cost import build_cost
+from dnas.space.cost import Cost, build_cost
 
 TIE_BREAK = 1e-6
 """Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
+SCALE = 1e4
+"""Of the objective that HiGHS sees: its absolute gap of 1e-6 is then finer than the tie-break."""
 
 
 def select(scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0) -> Architecture:
@@ -40,7 +42,7 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
         budget.check(space)
     costs = [build_cost(space, name, budget.functions if budget else None) for name in limits]
     program = Program(space, costs)
-    values, scale = _with_tie_break(scores, space)
+    values, scale = _with_tie_break(scores, space, costs, limits)
     if not program.binaries:
         positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
     else:
@@ -54,15 +56,28 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
     return Architecture(space, options, None, certificate, budget.functions if budget else {})
 
 
-def _with_tie_break(scores: Scores, space: Space) -> tuple[dict[str, list[float]], float]:
-    """Scores scaled to a largest range of 1, plus the tie-break, which is never negative: bounds stay bounds."""
+def _with_tie_break(
+    scores: Scores, space: Space, costs: Sequence[Cost], limits: Mapping[str, float]
+) -> tuple[dict[str, list[float]], float]:
+    """Scores scaled to a largest range of 1, plus the tie-break, which is never negative: bounds stay bounds.
+
+    A tie goes to the option that spends more of the budgets, and where there are none to the later one.
+    """
+    dearest = {choice.name: len(choice.options) - 1 for choice in space.choices}
+
+    def spent(name: str, option: int) -> float:
+        return max((cost.at({**dearest, name: option}) / limits[cost.name] for cost in costs), default=0.0)
+
+    full = max((cost.at(dearest) / limits[cost.name] for cost in costs), default=1.0)
     ranges = [np.ptp(scores.values[choice.name]) for choice in space.choices]
     scale = float(max(ranges, default=0.0)) or 1.0
     values = {}
     for choice in space.choices:
         top = max(len(choice.options) - 1, 1)
+        least = spent(choice.name, 0)
         values[choice.name] = [
-            score / scale + TIE_BREAK * rank / top for rank, score in enumerate(scores.values[choice.name])
+            score / scale + TIE_BREAK * (0.01 * rank / top + 0.99 * max(spent(choice.name, rank) - least, 0.0) / full)
+            for rank, score in enumerate(scores.values[choice.name])
         ]
     return values, scale
 
@@ -77,7 +92,7 @@ def _solve(
     tightened, bound = dict(limits), -float("inf")
     for _ in range(20):
         result = milp(
-            -objective,
+            -SCALE * objective,
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=program.constraints(tightened),
@@ -91,7 +106,8 @@ def _solve(
                 f"(HiGHS: {result.message}); raise one of them, or give the search more time (select.time_limit)"
             )
         if bound == -float("inf"):  # of the limits as they are: those of tightened ones would bound less
-            bound = -result.mip_dual_bound if result.mip_dual_bound is not None else float("inf")
+            dual = result.mip_dual_bound
+            bound = float("inf") if dual is None else -dual / SCALE
         positions = program.positions(result.x)
         over = [cost.name for cost in program.costs if cost.at(positions) > limits[cost.name]]
         if not over:

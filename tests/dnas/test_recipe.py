@@ -98,11 +98,11 @@ def test_weight_decay_reaches_weights_alone() -> None:
 
 
 def test_steps_have_a_rate_of_their_own() -> None:
-    weight, step = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    weight, step = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2))
     config = OptimiserConfig(lr=0.1, momentum=0.0, weight_decay=0.0, step_lr=0.5, clip=100.0, warmup=0.0)
     Optimiser([("w", weight), ("s", step)], [step], config).step(weight.sum() + step.sum(), 0.0)
     assert float(weight.detach()[0, 0]) == pytest.approx(-0.1)
-    assert float(step.detach()[0]) == pytest.approx(-0.05)
+    assert float(step.detach()[0]) == pytest.approx(0.95)
 
 
 def test_clip_bounds_the_norm_of_all_gradients() -> None:

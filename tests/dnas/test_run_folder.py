@@ -38,7 +38,7 @@ def test_what_does_not_count(tmp_path: Path) -> None:
 
 def test_a_reduced_precision_counts(tmp_path: Path) -> None:
     open_run(tmp_path, content()).create()
-    with pytest.raises(RunError, match="engine"):
+    with pytest.raises(RunError, match=r"engine.precision is None there, 'bf16' here"):
         open_run(tmp_path, content(engine={"precision": "bf16"}))
     assert identity(content(engine={"precision": "bf16", "device": "cpu"}))["engine"] == {"precision": "bf16"}
 
@@ -58,7 +58,8 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
 def test_differences() -> None:
     assert differences({"a": {"b": 1}, "c": [1]}, {"a": {"b": 1}, "c": [1]}) == []
     assert differences({"a": {"b": 1}}, {"a": {"c": 1}}) == ["a.b is 1 there, None here", "a.c is None there, 1 here"]
-    assert differences({"a": {"b": 1}}, {"a": None}) == ["a is {'b': 1} there, None here"]
+    assert differences({"a": {"b": 1}}, {"a": None}) == ["a.b is 1 there, None here"]
+    assert differences({"a": {"b": 1}}, {"a": 3}) == ["a is {'b': 1} there, 3 here"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "config.yaml"])
