@@ -1,9 +1,6 @@
 """State on disk without pickle: a nested dict of tensors and plain values as one safetensors file, written atomically."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, flushes it to disk and moves it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+from quant.files import write_atomically
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -45,7 +21,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     structure = _pack(state, tensors)
     content = save(tensors, {"state": json.dumps(structure)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, content)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
     if any(key.replace("/", ".").split(".")[0] not in NOT_IDENTITY for key in given):
         return folder, config
-    for key in ("stage", *(key for key in given if key.split(".")[0] in ("engine", "report"))):
+    for key in ("stage", *(key for key in given if key.split(".")[0] in ("engine", "select", "export", "report"))):
         OmegaConf.update(stored, key, OmegaConf.select(config, key), merge=False, force_add=True)
     return folder, stored
 

@@ -73,8 +73,8 @@ class BudgetConfig:
     activation_traffic_bits: float | None = None
     peak_activation_bits: float | None = None
     own: dict[str, float] = field(default_factory=dict)
-    strength: float = 1.0
-    rate: float = 0.05
+    strength: float = 4.0
+    rate: float = 0.02
 
     def caps(self) -> dict[str, float]:
         """The budgets that are set, by cost name."""

@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from dnas.checkpoint import write_text
 from dnas.engine import peak_memory_mb
+from quant.files import write_atomically
 
-NOT_IDENTITY = ("stage", "folder", "engine", "report", "hydra")
+NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
 MARK = ".dnas"
 """The file that makes a folder a run folder."""
@@ -38,7 +38,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self.file(MARK).write_text(f"run folder of dnas, started in\n{Path.cwd()}\n", encoding="utf-8")
-        write_text(self.file("config.yaml"), self.content)
+        write_atomically(self.file("config.yaml"), self.content)
 
     def started_in(self) -> Path | None:
         """The working directory of the command that created the folder; None where it is not known or is gone."""
@@ -62,7 +62,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes JSON atomically."""
-        write_text(self.file(name), json.dumps(content, indent=1))
+        write_atomically(self.file(name), json.dumps(content, indent=1))
 
     def read_json(self, name: str, made_by: str) -> Any:
         """JSON of an earlier stage."""
@@ -93,6 +93,8 @@ def identity(content: DictConfig) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise RunError("the configuration is not a mapping; needed are keys and values")
     found = {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+    if isinstance(found.get("data"), dict):
+        found["data"] = {key: value for key, value in found["data"].items() if key != "cache"}
     engine = plain.get("engine")
     precision = engine.get("precision", "fp32") if isinstance(engine, dict) else "fp32"
     return found if precision == "fp32" else found | {"engine": {"precision": precision}}

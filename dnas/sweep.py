@@ -14,8 +14,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from dnas.checkpoint import write_text
 from dnas.report.pareto import collect, pareto_table, write_pareto
+from quant.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ParetoCallback(Callback):
             "folder": result if isinstance(result, str) else None,
             "error": result.text if isinstance(result, Failure) else None,
         }
-        write_text(self.notes / f"{int(config.hydra.job.num):06d}.json", json.dumps(note))
+        write_atomically(self.notes / f"{int(config.hydra.job.num):06d}.json", json.dumps(note))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Writes and prints the collected table; ends the command with exit code 1 if a job failed."""

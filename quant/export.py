@@ -7,8 +7,6 @@ So the integers and step sizes in the file are the model's own, bit for bit, in 
 import copy
 import io
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from quant.brevitas import LearnedStepActivation, QuantisedLayer, quantised_layers
+from quant.files import write_atomically
 from quant.onnx_nodes import ACTIVATION, PLACEHOLDERS, WEIGHT, expand
 
 Format = Literal["qcdq", "qonnx"]
@@ -100,21 +99,6 @@ def _trace(model: nn.Module, layers: list[QuantisedLayer], inputs: tuple[Tensor,
             custom_opsets={PLACEHOLDERS: 1},
         )
     return onnx.load_from_string(buffer.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees either the old or the complete new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def export(

@@ -18,7 +18,6 @@ from dnas.report.page import (
     section,
     table,
     tag,
-    write_atomically,
 )
 from dnas.report.plots import (
     Panel,
@@ -42,6 +41,7 @@ from dnas.report.rows import (
     seconds_text,
     stand_in,
 )
+from quant.files import write_atomically
 
 _BASELINE_NAMES = {"uniform": "the best uniform network", "random": "random networks at equal cost"}
 

@@ -1,10 +1,7 @@
 """The parts of a self-contained HTML page: escaped text, tables, pictures, and a file that is whole or not there."""
 
 import html
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dnas.pictures import Picture, bit_colour, contrast
@@ -161,20 +158,3 @@ def page(title: str, *parts: Any) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{join(*parts)}\n</body>\n</html>\n"
     )
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that at every moment it is the old one or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import t as student
 
-from dnas.report.page import NONE, Markup, join, page, section, table, tag, write_atomically
+from dnas.report.page import NONE, Markup, join, page, section, table, tag
 from dnas.report.plots import Panel, Point, cost_label, method_label, pareto_picture
 from dnas.report.rows import (
     BASELINES,
@@ -24,6 +24,7 @@ from dnas.report.rows import (
     runs_text,
     stand_in,
 )
+from quant.files import write_atomically
 
 LEVEL = 0.95
 """Of the intervals."""

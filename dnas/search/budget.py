@@ -29,15 +29,15 @@ class Budget:
     """
 
     caps: Mapping[str, float]
-    strength: float = 1.0
-    rate: float = 0.05
+    strength: float = 4.0
+    rate: float = 0.02
     functions: Mapping[str, LayerCost] = field(default_factory=dict, compare=False, repr=False)
 
     def __init__(
         self,
         *,
-        strength: float = 1.0,
-        rate: float = 0.05,
+        strength: float = 4.0,
+        rate: float = 0.02,
         functions: Mapping[str, LayerCost] | None = None,
         **caps: float | None,
     ) -> None:

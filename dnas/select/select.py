@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
@@ -47,6 +47,9 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
         positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
     else:
         positions, bound = _solve(program, values, limits, time_limit)
+        if limits:
+            pure = {name: [score / scale for score in found] for name, found in scores.values.items()}
+            positions = _spend(program, pure, limits, positions, time_limit)
     found = {cost.name: cost.at(positions) for cost in costs}
     value = sum(scores.values[name][option] for name, option in positions.items())
     fixed = sum(scores.values[choice.name][0] for choice in space.choices if not choice.searched)
@@ -80,6 +83,37 @@ def _with_tie_break(
             for rank, score in enumerate(scores.values[choice.name])
         ]
     return values, scale
+
+
+def _spend(
+    program: Program,
+    values: Mapping[str, Sequence[float]],
+    limits: Mapping[str, float],
+    positions: dict[str, int],
+    time_limit: float,
+) -> dict[str, int]:
+    """Of all solutions that score as much (within the tie-break), one that spends most of the budgets."""
+    rows = program.constraints(limits)
+    budgets = sum(len(cost.rows) for cost in program.costs)
+    objective, best = program.objective(values), sum(values[name][option] for name, option in positions.items())
+    best -= sum(values[choice.name][0] for choice in program.space.choices if not choice.searched)
+    integrality = np.zeros(program.size)
+    integrality[: program.binaries] = 1
+    result = milp(
+        -SCALE * np.asarray(rows.A[-budgets:].sum(axis=0)).ravel(),
+        integrality=integrality,
+        bounds=Bounds(0, 1),
+        constraints=[rows, LinearConstraint(objective[None, :], best - TIE_BREAK, np.inf)],
+        options={"time_limit": time_limit, "mip_rel_gap": 1e-4},
+    )
+    if result.x is None:
+        return positions
+    found = program.positions(result.x)
+    holds = all(cost.at(found) <= limits[cost.name] for cost in program.costs)
+    more = sum(cost.at(found) / limits[cost.name] for cost in program.costs) > sum(
+        cost.at(positions) / limits[cost.name] for cost in program.costs
+    )
+    return found if holds and more else positions
 
 
 def _solve(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from dnas.board import Board
-from dnas.checkpoint import load_state, write_atomically
+from dnas.checkpoint import load_state
 from dnas.config import Config, parse_config
 from dnas.data import Batches, Data, Split, load_data
 from dnas.engine import Engine, derived_seed
@@ -28,6 +28,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import LayerCost
+from quant.files import write_atomically
 
 
 @dataclass

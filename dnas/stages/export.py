@@ -21,11 +21,10 @@ def export(run: Run) -> None:
     """
     config, architecture = run.config.export, run.architecture()
     model = run.realised(architecture, run.folder.file("model.safetensors"))
-    images = run.images("test")
-    if len(images) < config.images:
-        others = [run.images(name) for name in ("validation", "choices", "weights")]
-        images = torch.cat([images, *others])
-    images = images[: config.images]
+    images = run.images("test", config.images)
+    for name in ("validation", "choices", "weights"):
+        if len(images) < config.images:
+            images = torch.cat([images, run.images(name, config.images - len(images))])
     files = {format: run.folder.file(f"model.{format}.onnx") for format in config.formats}
     for format, path in files.items():
         write_onnx(model, images[:2], path, format)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Before epoch 0: the space, what it can reach, and whether its smallest and largest network export and run."""
 
+import copy
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +9,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from dnas.checkpoint import write_text
 from dnas.realise import realise
+from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
+from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
@@ -18,6 +20,7 @@ from dnas.space.preflight import cost_ranges, layer_table, memory_estimate_mb, r
 from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
 from quant.export import export
+from quant.files import write_atomically
 
 
 def preflight(run: Run) -> None:
@@ -49,6 +52,10 @@ def preflight(run: Run) -> None:
             "or use another target (conf/target/*.yaml)"
         )
     budget.check(space)
+    nothing = Scores({choice.name: (0.0,) * len(choice.options) for choice in space.choices}, "none")
+    select(
+        nothing, space, budget, config.select.time_limit
+    )  # all budgets and legal pairs together, before any training
     ranges = cost_ranges(space, run.functions)
     memory = memory_estimate_mb(space, model, config.search.batch_size)
     run.console.print(layer_table(space))
@@ -61,7 +68,7 @@ def preflight(run: Run) -> None:
         _dry_run(run, supernet, space, options, name)
     run.console.print(f"a search step at batch {config.search.batch_size} needs about {memory:.0f} MB")
     run.folder.create()
-    write_text(run.folder.file("space.json"), space.to_json())
+    write_atomically(run.folder.file("space.json"), space.to_json())
     run.folder.write_json(
         "preflight.json",
         {
@@ -85,8 +92,12 @@ def _dry_run(run: Run, supernet: Supernet, space: Space, options: dict[str, int]
     architecture = supernet.with_filters(Architecture(space, options))
     try:
         small = realise(supernet, architecture).eval()
-        with torch.no_grad(), supernet.eval().evaluate_as(architecture):
-            found, wanted = small(images), supernet(images)
+        exact, masked = copy.deepcopy(small).double(), copy.deepcopy(supernet).double().eval()
+        with (
+            torch.no_grad(),
+            masked.evaluate_as(architecture),
+        ):  # in float64: a float32 rounding tie is no wrong coupling
+            found, wanted = exact(images.double()), masked(images.double())
         with tempfile.TemporaryDirectory() as folder:
             for format in run.config.export.formats:
                 path = Path(folder) / f"{format}.onnx"

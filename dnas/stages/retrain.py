@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from dnas.checkpoint import write_text
 from dnas.engine import derived_seed
 from dnas.recipe import batch_statistics, evaluate
 from dnas.retrain import retrain as train_realised
@@ -12,6 +11,7 @@ from dnas.select.reference import random_architecture, uniform_candidates
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.stages.context import Run, save_weights
+from quant.files import write_atomically
 
 
 def retrain(run: Run) -> None:
@@ -78,7 +78,7 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
         "images": len(train) * config.batch_size * config.epochs,
         "history": history,
     }
-    write_text(record, json.dumps(content, indent=1))
+    write_atomically(record, json.dumps(content, indent=1))
 
 
 def summary(architecture: Architecture) -> str:

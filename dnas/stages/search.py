@@ -2,12 +2,12 @@
 
 import time
 
-from dnas.checkpoint import write_text
 from dnas.engine import derived_seed
 from dnas.pretrain import FloatTraining
 from dnas.recipe import evaluate
 from dnas.searcher import search as search_choices
 from dnas.stages.context import Run, save_weights
+from quant.files import write_atomically
 
 
 def search(run: Run) -> None:
@@ -55,4 +55,4 @@ def search(run: Run) -> None:
         "search.json",
         {"history": history, "seconds": seconds, "epoch_seconds": epochs, "images": images * (2 if level_two else 1)},
     )
-    write_text(run.folder.file("scores.json"), scores.to_json())
+    write_atomically(run.folder.file("scores.json"), scores.to_json())

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from dnas.checkpoint import write_text
 from dnas.recipe import batch_statistics, evaluate
 from dnas.search.scores import Scores
 from dnas.select.select import select as select_architecture
 from dnas.space.architecture import Architecture
 from dnas.space.cost import reference_cost
 from dnas.stages.context import Run
+from quant.files import write_atomically
 
 
 def select(run: Run) -> None:
@@ -49,4 +49,4 @@ def select(run: Run) -> None:
     board.close()
     run.console.print(chosen.describe(), highlight=False)
     run.folder.write_json("select.json", {"gap": gap, "seconds": certificate.seconds})
-    write_text(run.folder.file("architecture.json"), chosen.to_json())
+    write_atomically(run.folder.file("architecture.json"), chosen.to_json())

@@ -70,7 +70,6 @@ def test_stages_leave_their_files(run: Path) -> None:
     assert not [path for path in run.rglob(".*") if path.name != ".dnas"]
 
 
-@pytest.mark.xfail(strict=False, reason="ONNX files are written for their owner alone")
 def test_exported_files_are_readable_by_others(run: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)

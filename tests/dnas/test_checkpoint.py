@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnas.checkpoint import load_state, save_state, write_atomically, write_text
+from dnas.checkpoint import load_state, save_state
+from quant.files import write_atomically
 
 
 def assert_equal(found: object, wanted: object) -> None:
@@ -110,7 +111,7 @@ def test_other_types_are_refused(tmp_path: Path, value: object) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
-    write_text(path, "old")
+    write_atomically(path, "old")
 
     def fail(temporary: Path) -> None:
         temporary.write_text("half")

@@ -16,9 +16,9 @@ from dnas.pictures import (
     percent,
 )
 from dnas.report.html import headline, render, write_html
-from dnas.report.page import write_atomically
 from dnas.report.pareto import collect, paired, pareto_table, pooled, write_pareto
 from dnas.report.rows import best_row, seconds_text, stand_in
+from quant.files import write_atomically
 
 EVIL = "<script>alert('x')</script> & \"more\""
 VOID = {"meta", "br", "img", "link", "hr", "input", "path", "use", "rect"}
