@@ -12,7 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 KEPT = (
     "type", "version", "model", "data", "seed", "budgets", "limits", "reference", "convention", "rows", "layers", "gap",
-    "certificate", "verify", "stages", "versions", "machine", "commit", "networks", "schedule",
+    "certificate", "verify", "stages", "versions", "machine", "commit", "networks", "runs",
 )  # fmt: skip
 
 

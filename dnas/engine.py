@@ -1,7 +1,7 @@
 """The only training loop: epochs, precision, checkpoints, progress, numerics. What is trained is a `Training`."""
 
+import contextlib
 import hashlib
-import math
 import os
 import resource
 import time
@@ -22,6 +22,10 @@ from dnas.checkpoint import load_state, save_state
 
 Batch = tuple[Tensor, Tensor]
 """(images, labels): float32 (n, ...) and int64 (n,)."""
+
+
+EXPLODED = 1e6
+"""A loss above this is no training any more."""
 
 
 class NumericsError(RuntimeError):
@@ -84,8 +88,18 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
+def reset_peak_memory() -> None:
+    """Starts the measurement of `peak_memory_mb` anew, where the system allows it (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
+    """Largest resident memory of this process since the last reset, in MB."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -203,7 +217,7 @@ class Engine:
             fraction = (epoch * training.steps() + i) / total
             try:
                 numbers = training.step(batch, fraction)
-                bad = [key for key, value in numbers.items() if not math.isfinite(float(value))]
+                bad = [key for key, value in numbers.items() if not abs(float(value)) <= EXPLODED]
                 if bad:
                     raise NumericsError(f"{bad[0]} is {float(numbers[bad[0]])}")
             except NumericsError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from dnas.engine import peak_memory_mb
+from dnas.engine import peak_memory_mb, reset_peak_memory
 from quant.files import write_atomically
 
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
@@ -80,7 +81,8 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Records a stage as finished if its body ends without an error."""
+        """Records a stage as finished if its body ends without an error; its seconds are those of the last attempt."""
+        reset_peak_memory()
         start = time.perf_counter()
         yield
         record = {"stage": name, "seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb()}
@@ -166,3 +168,17 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
             found += differences(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
         return found
     return [] if one == other else [f"{path} is {one!r} there, {other!r} here"]
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that this package runs from, if it is one; with "-dirty" where files differ from it."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return commit + ("-dirty" if git("status", "--porcelain") else "") if commit else None

@@ -47,13 +47,14 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """
     networks: dict[tuple[str, ...], dict[str, Any]] = {}
     seen: dict[tuple[Any, ...], dict[Any, dict[str, Any]]] = {}
-    unfinished, repeated = [], []
+    unfinished, repeated, runs = [], [], []
     for folder in folders:
         try:
             report = read_report(folder)
         except (OSError, ValueError) as error:
             unfinished.append({"folder": str(folder), "reason": str(error)})
             continue
+        runs.append({key: report.get(key) for key in ("name", "seed", "versions", "machine", "commit", "stages")})
         key = tuple(str(report.get(part) or "") for part in ("model", "data", "convention"))
         network = networks.setdefault(key, {"model": key[0], "data": key[1], "convention": key[2], "limits": {}})
         budgets = {str(name): float(value) for name, value in sorted((report.get("budgets") or {}).items())}
@@ -82,7 +83,14 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
             if method in BASELINES and set(mine.get((budgets, "ours"), ())) & set(rows)
         ]
     found = [networks[key] for key in sorted(networks)]
-    return {"type": "dnas.Pareto", "version": 1, "networks": found, "unfinished": unfinished, "repeated": repeated}
+    return {
+        "type": "dnas.Pareto",
+        "version": 1,
+        "networks": found,
+        "unfinished": unfinished,
+        "repeated": repeated,
+        "runs": runs,
+    }
 
 
 def read_report(folder: Path) -> dict[str, Any]:

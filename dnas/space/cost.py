@@ -134,7 +134,8 @@ def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:
     """An upper bound of max(values) that is differentiable everywhere: (m / t) log sum exp(t v / m), m = max.
 
     It exceeds the maximum by at most m log(n) / t. Used as the relaxation of a maximum over layers, whose exact
-    expectation has no closed form; selection uses the exact value.
+    expectation has no closed form: it bounds the largest expected row from above, which is itself no more than the
+    expected maximum. Selection uses the exact value.
     """
     largest = values.detach().amax().clamp_min(1e-30)
     return largest / sharpness * torch.logsumexp(values / largest * sharpness, 0)

@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 
 from dnas.realise import realise
+from dnas.run import source_commit
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.select.select import select
@@ -74,6 +75,7 @@ def preflight(run: Run) -> None:
         {
             "ranges": [asdict(found) for found in ranges],
             "limits": budget.limits(space),
+            "commit": source_commit(),
             "memory_estimate_mb": memory,
             "fixed": [asdict(fixed) for fixed in space.fixed],
             "image_shape": list(run.data.image_shape),

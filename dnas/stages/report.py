@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -138,7 +137,8 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
         "config": run.folder.read("config.yaml", "preflight"),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {run.engine.device}",
-        "commit": _commit(),
+        "commit": run.folder.read_json("preflight.json", "preflight")["commit"],
+        "history": _histories(run),
         "files": sorted(
             path.name for path in run.folder.path.glob("model.*") if path.suffix in (".onnx", ".safetensors")
         ),
@@ -187,12 +187,3 @@ def _hparams(run: Run) -> dict[str, Any]:
         "choice_lr": config.search.choice_lr, "retrain_epochs": config.retrain.epochs,
         **{f"budget_{name}": cap for name, cap in run.budget.caps.items()},
     }  # fmt: skip
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this package runs from, if it is one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 import time
 
+from dnas.checkpoint import load_state
 from dnas.engine import derived_seed
 from dnas.pretrain import FloatTraining
 from dnas.recipe import evaluate
@@ -33,16 +34,19 @@ def search(run: Run) -> None:
     board = run.board("search")
     level_two = config.search.level == "two"
     weights = run.batches("weights" if level_two else data.training(), config.search.batch_size, True, "weights")
+    checkpoint = run.folder.file("search.ckpt")
+    done = len(load_state(checkpoint)["history"]) if checkpoint.exists() else 0
+    held_back = run.batches("choices", config.search.batch_size, True, "choices") if level_two else validation
     scores, history = search_choices(
         supernet,
         run.budget,
         weights,
-        run.batches("choices", config.search.batch_size, True, "choices"),
+        held_back,
         validation,
         teacher,
         config.search,
         run.engine,
-        run.folder.file("search.ckpt"),
+        checkpoint,
         board,
         derived_seed(config.seed, "search"),
     )
@@ -50,9 +54,9 @@ def search(run: Run) -> None:
     board.close()
     images = len(weights) * config.search.batch_size * config.search.epochs
     epochs = sum(numbers["seconds"] for numbers in history)
-    seconds = max(time.perf_counter() - start, epochs)
+    scoring = time.perf_counter() - start - sum(numbers["seconds"] for numbers in history[done:])
     run.folder.write_json(
         "search.json",
-        {"history": history, "seconds": seconds, "epoch_seconds": epochs, "images": images * (2 if level_two else 1)},
+        {"history": history, "seconds": epochs + scoring, "images": images * (2 if level_two else 1)},
     )
     write_atomically(run.folder.file("scores.json"), scores.to_json())
