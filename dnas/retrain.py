@@ -1,6 +1,6 @@
 """Training of a realised network: distilled, cosine schedule, batch-norm statistics re-estimated at the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,6 @@ def retrain(
     training = RetrainTraining(model, train, validation, teacher, config, engine, name)
     history = engine.fit(training, checkpoint, board or Board(None), seed)
     torch.manual_seed(derived_seed(seed, name, "norms"))  # a resumed run draws the same batches
-    reestimate(model, first_batches(train, config.norm_images))
+    reestimate_batch_norm(model, first_batches(train, config.norm_images))
     model.eval()
     return history
-
-
-def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Batch-norm statistics over these batches."""
-    reestimate_batch_norm(model, batches)
