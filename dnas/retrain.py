@@ -1,17 +1,17 @@
 """Training of a realised network: distilled, cosine schedule, batch-norm statistics re-estimated at the end."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnas.board import Board
-from dnas.engine import Batch, Engine, EngineConfig, derived_seed
-from dnas.loaders import EpochBatches, as_batches, first_batches
-from dnas.recipe import Optimiser, OptimiserConfig, evaluate, reestimate_batch_norm, task_loss, teacher_logits
+from dnas.engine import Engine, EngineConfig, derived_seed
+from dnas.loaders import as_batches, first_batches
+from dnas.recipe import OptimiserConfig, reestimate_batch_norm
+from dnas.supervised import SupervisedTraining
 from quant.brevitas import LearnedStepQuant
 
 BASELINES = ("uniform", "random")
@@ -42,58 +42,6 @@ class RetrainConfig:
             raise ValueError("retrain: epochs >= 0, uniform_candidates >= 1 and 0 <= distill <= 1 are needed")
         if self.batch_size < 1 or self.norm_images < 1:
             raise ValueError("retrain: batch_size >= 1 and norm_images >= 1 are needed")
-
-
-class RetrainTraining:
-    """Distilled training of fixed-bit Brevitas layers, weights and step sizes together."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        train: EpochBatches,
-        validation: EpochBatches,
-        teacher: nn.Module | None,
-        config: RetrainConfig,
-        engine: Engine,
-        name: str = "retrain",
-    ) -> None:
-        self.model, self.train, self.validation, self.teacher = model, train, validation, teacher
-        self.config, self.epochs, self.name = config, config.epochs, name
-        self.forward = engine.fabric.setup_module(model)
-        steps = [module.step for module in model.modules() if isinstance(module, LearnedStepQuant)]
-        self.optimiser = Optimiser(model.named_parameters(), steps, config.optimiser)
-
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's training batches."""
-        return self.train.epoch(epoch)
-
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        return len(self.train)
-
-    def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
-        """One update."""
-        x, y = batch
-        loss = self._loss(x, y)
-        self.optimiser.step(loss, fraction)
-        return {"loss": loss.detach()}
-
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        target = teacher_logits(self.teacher, x, self.config.distill)
-        return task_loss(self.forward(x), y, target, self.config.distill)
-
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """Validation accuracy in %."""
-        return {"accuracy": evaluate(self.model, self.validation.epoch(0))[0]}
-
-    def state(self) -> dict[str, Any]:
-        """Model and optimiser."""
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.sgd.state_dict()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restores model and optimiser."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.sgd.load_state_dict(state["optimiser"])
 
 
 def retrain(
@@ -133,7 +81,10 @@ def retrain(
     model.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()
-    training = RetrainTraining(model, train, validation, teacher, config, engine, name)
+    steps = [module.step for module in model.modules() if isinstance(module, LearnedStepQuant)]
+    training = SupervisedTraining(
+        name, model, train, validation, config.epochs, config.optimiser, engine, steps, teacher, config.distill
+    )
     history = engine.fit(training, checkpoint, board or Board(None), seed)
     torch.manual_seed(derived_seed(seed, name, "norms"))  # a resumed run draws the same batches
     reestimate_batch_norm(model, first_batches(train, config.norm_images))

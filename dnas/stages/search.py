@@ -4,7 +4,7 @@ import time
 
 from dnas.checkpoint import load_state
 from dnas.engine import derived_seed
-from dnas.pretrain import FloatTraining
+from dnas.pretrain import float_training
 from dnas.recipe import evaluate
 from dnas.searcher import search as search_choices
 from dnas.stages.context import Run, save_weights
@@ -20,7 +20,7 @@ def search(run: Run) -> None:
         history = []
         if config.model.checkpoint is None:
             train = run.batches(data.training(), config.pretrain.batch_size, True, "float")
-            training = FloatTraining(model, train, validation, config.pretrain, run.engine)
+            training = float_training(model, train, validation, config.pretrain, run.engine)
             board = run.board("float")
             history = run.engine.fit(training, run.folder.file("float.ckpt"), board, config.seed)
             board.close()

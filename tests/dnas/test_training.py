@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.data import Batches, Data, DataConfig, load_data
 from dnas.engine import Engine, EngineConfig
-from dnas.pretrain import FloatTraining, PretrainConfig
+from dnas.pretrain import PretrainConfig, float_training
 from dnas.recipe import OptimiserConfig
 from dnas.search.budget import Budget
 from dnas.search.relax import Relaxation
@@ -235,7 +235,7 @@ def trained() -> nn.Module:
     torch.manual_seed(0)
     model = Digits()
     config = PretrainConfig(epochs=6, optimiser=OptimiserConfig(lr=0.1))
-    training = FloatTraining(model, batches("weights", True), batches("validation", False), config, Engine(ENGINE))
+    training = float_training(model, batches("weights", True), batches("validation", False), config, Engine(ENGINE))
     history = Engine(ENGINE).fit(training, None, Board(None), 0)
     assert history[-1]["accuracy"] > 85
     return model.eval()
