@@ -1,10 +1,12 @@
 """The only training loop: epochs, precision, checkpoints, progress, numerics. What is trained is a `Training`."""
 
 import contextlib
+import copy
 import hashlib
 import os
 import resource
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,10 @@ from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.checkpoint import load_state, save_state
+from quant.kernel import cache_folder
+
+COMPILE_FROM = 5000
+"""Training steps that pay for compiling a network: it takes 10 to 40 s and saves a few milliseconds a step."""
 
 Batch = tuple[Tensor, Tensor]
 """(images, labels): float32 (n, ...) and int64 (n,)."""
@@ -39,6 +45,7 @@ class EngineConfig:
     device: `auto`, `cpu`, `cuda` or `cuda:N`. precision: `fp32` or `bf16` (autocast). threads: None leaves torch's own.
     processes: how many torchrun starts on this machine.
     channels_last: lay images out with channels innermost.
+    compile: `auto` compiles the trained network where a training is long enough to pay for it; `always`, `never`.
     """
 
     device: str = "auto"
@@ -46,11 +53,14 @@ class EngineConfig:
     threads: int | None = None
     processes: int = 1
     channels_last: bool = True
+    compile: str = "auto"
     progress: bool = True
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"engine.precision is {self.precision!r}; allowed: 'fp32', 'bf16'")
+        if self.compile not in ("auto", "always", "never"):
+            raise ValueError(f"engine.compile is {self.compile!r}; allowed: 'auto', 'always', 'never'")
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"engine.device is {self.device!r}; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'")
         if self.threads is not None and self.threads < 1:
@@ -76,11 +86,36 @@ class Training(Protocol):
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Numbers to log after an epoch."""
 
+    def compile(self) -> None:
+        """From now on `step` runs the network through `torch.compile`."""
+
     def state(self) -> dict[str, Any]:
         """Everything that training changes."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores it."""
+
+
+def start_compiled(training: Training, epoch: int) -> bool:
+    """Compiles a training and tries one step, which leaves no trace; False, with a warning, where that fails."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    before = copy.deepcopy(training.state())
+    training.model.train()
+    try:
+        training.compile()
+        training.step(next(iter(training.batches(epoch))), 0.0)
+        return True
+    except Exception as error:  # a compiler is allowed to fail on any network: training goes on without it
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"{training.name}: torch.compile failed ({reason[:200]}); the network is trained without it. Set "
+            "engine.compile=never to do so without this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    finally:
+        training.load_state(before)
 
 
 def derived_seed(*parts: object) -> int:
@@ -178,18 +213,22 @@ class Engine:
             NumericsError: a loss or gradient that is not finite.
         """
         history: list[dict[str, float]] = []
+        wanted = self._compiles(training)
         if checkpoint is not None and checkpoint.exists():
             state = load_state(checkpoint)
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]
+            wanted = bool(state["compiled"])  # decided once: compiled and eager steps round differently
             board.load_state(board_state)
+        compiled = wanted and len(history) < training.epochs and start_compiled(training, len(history))
         if checkpoint is not None:
             board.purge(len(history) + 1)
         bar = Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), console=self.console, disable=not self.config.progress or self.rank > 0,
         )  # fmt: skip
-        with bar:
+        stance = torch.compiler.set_stance("force_eager" if wanted and not compiled else "default")
+        with bar, stance:
             task = bar.add_task(
                 training.name,
                 total=training.epochs * training.steps(),
@@ -206,8 +245,14 @@ class Engine:
                 board.scalars({f"{training.name}/{k}": v for k, v in numbers.items()}, epoch + 1)
                 bar.update(task, note=_note(numbers))
                 if checkpoint is not None and self.rank == 0:
-                    save_state(checkpoint, {"training": training.state(), "history": history, "board": board.state()})
+                    state = {"training": training.state(), "history": history, "board": board.state()}
+                    save_state(checkpoint, state | {"compiled": compiled})
         return history
+
+    def _compiles(self, training: Training) -> bool:
+        if self.config.compile == "auto":
+            return self.world_size == 1 and training.epochs * training.steps() >= COMPILE_FROM
+        return self.config.compile == "always"
 
     def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
         training.model.train()

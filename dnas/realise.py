@@ -9,7 +9,7 @@ from dnas.search.supernet import Supernet, replace_module
 from dnas.space.architecture import Architecture
 from dnas.space.slicing import kept_channels, slice_channels, slice_layer
 from quant.brevitas import LearnedStepActivation, act_quantizer, fixed_layer
-from quant.quantizer import MIN_STEP
+from quant.spec import MIN_STEP
 
 
 def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
@@ -57,4 +57,6 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
 
 
 def _fixed_activation(mixed: MixedActivation, option: int) -> LearnedStepActivation:
-    return act_quantizer(mixed.specs[option], mixed.steps[option].detach().clamp_min(MIN_STEP))
+    found = act_quantizer(mixed.specs[option], mixed.steps[option].detach().clamp_min(MIN_STEP))
+    found.quantiser.step.requires_grad_(isinstance(mixed.steps, nn.Parameter))
+    return found

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches
 from dnas.recipe import Optimiser, OptimiserConfig, evaluate, task_loss, teacher_logits
+from quant.layers import training_twin
 
 
 class SupervisedTraining:
-    """A `Training` of all parameters of a model together."""
+    """A `Training` of all parameters of a model together, through its training twin: see `quant.layers`."""
 
     def __init__(
         self,
@@ -40,9 +41,10 @@ class SupervisedTraining:
             teacher: the network to distil from, in evaluation mode.
             distill: share of the loss that is distillation.
         """
-        self.name, self.model, self.epochs = name, model, epochs
+        self.name, self.trained, self.epochs = name, model, epochs
         self.train, self.validation, self.teacher, self.distill = train, validation, teacher, distill
-        self.forward = engine.fabric.setup_module(model)
+        self.model = training_twin(model)
+        self.forward = engine.fabric.setup_module(self.model)
         self.optimiser = Optimiser(model.named_parameters(), steps, optimiser)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
@@ -62,13 +64,17 @@ class SupervisedTraining:
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Validation accuracy in %."""
-        return {"accuracy": evaluate(self.model, self.validation.epoch(0))[0]}
+        return {"accuracy": evaluate(self.trained, self.validation.epoch(0))[0]}
+
+    def compile(self) -> None:
+        """Compiles the twin; evaluation stays as it is."""
+        self.model.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """Model and optimiser."""
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.sgd.state_dict()}
+        return {"model": self.trained.state_dict(), "optimiser": self.optimiser.sgd.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores model and optimiser."""
-        self.model.load_state_dict(state["model"])
+        self.trained.load_state_dict(state["model"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])

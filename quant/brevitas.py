@@ -10,8 +10,8 @@ from brevitas.inject import ExtendedInjector
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from quant.quantizer import integers, positive_step, quantize
-from quant.spec import QuantSpec
+from quant.quantizer import integers, quantize
+from quant.spec import MIN_STEP, QuantSpec
 
 MAX_BITS = 8
 """Widest exported code: QuantizeLinear of ONNX holds int8 and uint8."""
@@ -39,7 +39,7 @@ class LearnedStepQuant(nn.Module):
 
     def positive_step(self) -> Tensor:
         """The step in use, at least MIN_STEP; shaped like `step`."""
-        return positive_step(self.step)
+        return self.step.clamp_min(MIN_STEP)
 
     def scale(self) -> Tensor:
         """The step in use, shaped to broadcast against the tensor: (filters, 1, ...), (1, filters, 1, ...) or ()."""
@@ -55,11 +55,10 @@ class LearnedStepQuant(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantised x, scale, zero point and bit width, as Brevitas expects them."""
-        step = self.positive_step()
         if self.axis:
-            y = quantize(x.transpose(0, self.axis), step, self.spec).transpose(0, self.axis)
+            y = quantize(x.transpose(0, self.axis), self.step, self.spec).transpose(0, self.axis)
         else:
-            y = quantize(x, step, self.spec, batched=self.ndim == 0)
+            y = quantize(x, self.step, self.spec, batched=self.ndim == 0)
         return y, self.scale(), self.zero_point, self.bit_width
 
 
@@ -224,6 +223,21 @@ def fixed_layer(
     if bias is not None:
         result.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     return result.train(layer.training)
+
+
+def plain_layer(module: nn.Module) -> nn.Module:
+    """The torch layer of the geometry of a layer that `fixed_layer` made; it shares the weight and bias parameters.
+
+    Raises:
+        TypeError: `fixed_layer` did not make this module.
+    """
+    for kind, (build, names) in _KINDS.items():
+        if type(module) is build:
+            bias: Tensor | None = module.bias  # type: ignore[assignment]
+            result = kind(**{name: getattr(module, name) for name in names}, bias=bias is not None, device="meta")
+            result.weight, result.bias = module.weight, bias  # type: ignore[assignment]
+            return result
+    raise TypeError(f"plain_layer: {type(module).__name__} is not a layer of fixed bits")
 
 
 @dataclass(frozen=True, eq=False)

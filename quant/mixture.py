@@ -1,100 +1,141 @@
-"""The mixture of K quantised versions of one tensor: the forward pass of every relaxed bit width."""
+"""The mixture of K quantised versions of one tensor: the forward pass of every relaxed and of every fixed bit width.
 
+This file defines it in plain torch, which is also what `torch.compile` fuses; on CPUs a C++ kernel computes the same
+outside of compiled graphs.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quant.quantizer import along_filters, elements_per_step, gradient_scale, integers, step_gradient
-from quant.spec import QuantSpec
+from quant.kernel import kernel_available
+from quant.spec import MIN_STEP, QuantSpec
+
+
+def along_filters(step: Tensor, x: Tensor) -> Tensor:
+    """Shapes a step of shape () or (filters,) so that it divides x along dimension 0."""
+    return step if step.dim() == 0 else step.reshape(-1, *([1] * (x.dim() - 1)))
+
+
+def grid_bounds(specs: Sequence[QuantSpec], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest code of K grids, float32, shape (K,) each."""
+    lower, upper = [float(s.lower) for s in specs], [float(s.upper) for s in specs]
+    return torch.tensor(lower, device=device), torch.tensor(upper, device=device)
+
+
+def _forward(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool) -> Tensor:
+    if hard:
+        weights, steps, lower, upper = _chosen(weights, steps, lower, upper)
+        step = along_filters(steps, x)
+        return torch.clamp(torch.round(x / step), lower, upper) * step
+    result = torch.zeros_like(x)
+    for k in range(len(weights)):
+        step = along_filters(steps[k], x)
+        result = result + torch.clamp(torch.round(x / step), lower[k], upper[k]) * step * weights[k]
+    return result
+
+
+def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight, step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
+    return weights.sum(), weights @ steps, weights @ lower, weights @ upper
+
+
+def _option_backward(grad: Tensor, x: Tensor, step: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of one quantised version of x with respect to x and, per step, to the step (Esser et al. 2019, eq. 3)."""
+    scaled = x / along_filters(step, x)
+    inside = (scaled >= lower) & (scaled <= upper)
+    codes = torch.clamp(torch.round(scaled), lower, upper)
+    slope = grad * (codes - torch.where(inside, scaled, 0.0))
+    return torch.where(inside, grad, 0.0), slope.sum() if step.dim() == 0 else slope.flatten(1).sum(1)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool, choices: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of x, of the weights where `choices` are trained, and of the steps (without LSQ's scale)."""
+    grad_weights: Tensor | None = None
+    if choices:
+        products = []
+        for k in range(len(weights)):
+            step = along_filters(steps[k], x)
+            products.append((grad * (torch.clamp(torch.round(x / step), lower[k], upper[k]) * step)).sum())
+        grad_weights = torch.stack(products)
+    if hard:
+        _, step, low, high = _chosen(weights, steps, lower, upper)
+        grad_x, slope = _option_backward(grad, x, step, low, high)
+        return grad_x, grad_weights, weights * slope if slope.dim() == 0 else torch.outer(weights, slope)
+    grad_x, slopes = torch.zeros_like(x), []
+    for k in range(len(weights)):
+        part, slope = _option_backward(grad, x, steps[k], lower[k], upper[k])
+        grad_x = grad_x + part * weights[k]
+        slopes.append(slope * weights[k])
+    return grad_x, grad_weights, torch.stack(slopes)
+
+
+def _fast(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and kernel_available()
 
 
 class _Mixture(torch.autograd.Function):
-    """sum_k weights[k] * Q_k(x); options of weight 0 cost nothing in forward. Saves x only and recomputes in backward.
-
-    The gradient of weights[k] is <grad, Q_k(x)> for every k, also where weights[k] is 0: the straight-through choice
-    gradient. It is computed only where it is asked for, so a step that trains no choice pays for one option.
-    """
+    """Saves x alone and recomputes in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        specs: tuple[QuantSpec, ...],
-        portions: tuple[float, ...],
-        batched: bool,
-        *steps: Tensor,
+        ctx: Any, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool, elements: int
     ) -> Tensor:
-        ctx.save_for_backward(x, weights, *steps)
-        ctx.specs, ctx.portions, ctx.batched = specs, portions, batched
-        result: Tensor | None = None
-        for portion, step, spec in zip(portions, steps, specs, strict=True):
-            if portion == 0.0:
-                continue
-            term = integers(x, step, spec) * along_filters(step, x)
-            if portion != 1.0:
-                term = term * portion
-            result = term if result is None else result + term
-        return torch.zeros_like(x) if result is None else result
+        steps = steps.clamp_min(MIN_STEP)  # its gradient passes, so that a step that fell below can come back
+        ctx.save_for_backward(x, weights, steps, lower, upper)
+        ctx.hard, ctx.elements = hard, elements
+        if _fast(x):
+            found: Tensor = torch.ops.dnas.mixture_forward(x, weights, steps, lower, upper)
+            return found
+        return _forward(x, weights, steps, lower, upper, hard)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, weights, *steps = ctx.saved_tensors
-        need_x, need_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_x: Tensor | None = None
-        grad_weights: list[Tensor] = []
-        grad_steps: list[Tensor | None] = []
-        for k, (portion, step, spec) in enumerate(zip(ctx.portions, steps, ctx.specs, strict=True)):
-            need_step = ctx.needs_input_grad[5 + k] and portion != 0.0
-            grad_steps.append(None)
-            if not (need_weights or portion != 0.0):
-                continue
-            scaled = x / along_filters(step, x)
-            if need_weights or need_step:
-                codes = torch.clamp(torch.round(scaled), spec.lower, spec.upper)
-                if need_weights:
-                    grad_weights.append((grad * codes * along_filters(step, x)).sum())
-            if portion == 0.0:
-                continue
-            inside = (scaled >= spec.lower) & (scaled <= spec.upper)
-            if need_x:
-                term = grad * inside
-                if portion != 1.0:
-                    term = term * portion
-                grad_x = term if grad_x is None else grad_x + term
-            if need_step:
-                g = step_gradient(grad, scaled, codes, inside, step) * portion
-                grad_steps[k] = g * gradient_scale(elements_per_step(x, step, ctx.batched), spec)
-        if need_x and grad_x is None:
-            grad_x = torch.zeros_like(x)
-        stacked = torch.stack(grad_weights).to(weights.dtype) if need_weights else None
-        return grad_x, stacked, None, None, None, *grad_steps
+        x, weights, steps, lower, upper = ctx.saved_tensors
+        choices = ctx.needs_input_grad[1]
+        if _fast(x):
+            grad_x, grad_weights, slopes = torch.ops.dnas.mixture_backward(
+                grad, x, weights, steps, lower, upper, choices
+            )
+        else:
+            grad_x, grad_weights, slopes = _backward(grad, x, weights, steps, lower, upper, ctx.hard, choices)
+        scale = (ctx.elements * upper.clamp_min(1.0)).rsqrt()  # LSQ, section 2.2
+        grad_steps = slopes * (scale if slopes.dim() == 1 else scale.unsqueeze(1))
+        return grad_x, grad_weights if choices else None, grad_steps, None, None, None, None
 
 
 def mixture(
-    x: Tensor,
-    weights: Tensor,
-    steps: tuple[Tensor, ...],
-    specs: tuple[QuantSpec, ...],
-    batched: bool = False,
-    portions: tuple[float, ...] | None = None,
+    x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, batched: bool = False, hard: bool = False
 ) -> Tensor:
-    """Mixes K quantised versions of x: `sum_k weights[k] * quantize(x, steps[k], specs[k])`.
+    """Mixes K quantised versions of x: `sum_k weights[k] * steps[k] * clamp(round(x / steps[k]), lower[k], upper[k])`.
+
+    The gradient of x and of the steps is LSQ's (Esser et al. 2019, arXiv 1902.08153), that of weights[k] is
+    <grad, Q_k(x)> for every k, also where weights[k] is 0: the straight-through choice gradient, exact, from the
+    forward pass of one option.
 
     Args:
         x: any shape; filters along dimension 0 where the steps have one entry per filter.
         weights: shape (K,); a one-hot vector gives exactly the chosen option's quantised tensor.
-        steps: K tensors of shape () or (filters,).
-        specs: K grids.
-        batched: x has a batch dimension 0 (activations).
-        portions: the values of weights, where the caller has them on the host already (saves a device sync).
+        steps: shape (K,) or (K, filters); used as MIN_STEP where they are smaller.
+        lower: smallest code of each grid, shape (K,), see `grid_bounds`.
+        upper: largest code of each grid, shape (K,).
+        batched: x has a batch dimension 0 (activations); it only changes the scale of the steps' gradient.
+        hard: the weights are one-hot: plain torch then computes one option.
 
     Returns:
         a float tensor shaped like x.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):  # 8-bit codes and steps need more than 8 bits of mantissa
+        x = x.float()
+    share = steps.dim() == 2 or batched
+    elements = x.numel() // max(x.shape[0], 1) if share and x.dim() > 0 else x.numel()
+    dtype = x.dtype
     result: Tensor = _Mixture.apply(
-        x, weights, specs, tuple(weights.tolist()) if portions is None else portions, batched, *steps
+        x, weights.to(dtype), steps.to(dtype), lower.to(dtype), upper.to(dtype), hard, max(elements, 1)
     )
     return result

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MIN_STEP = 1e-8
+"""Steps are clamped to this from below, in training and in the exported file alike."""
+
 
 @dataclass(frozen=True)
 class QuantSpec:

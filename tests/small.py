@@ -58,8 +58,7 @@ class Command:
         return self.process.exitcode
 
     def kill(self) -> int:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # does nothing to one that has ended
         return self.wait()
 
 

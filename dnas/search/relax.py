@@ -48,41 +48,34 @@ class Relaxation:
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), shape (K,)."""
-    return torch.softmax(logits / temperature, 0)
+    """softmax(logits / temperature) over the last dimension."""
+    return torch.softmax(logits / temperature, -1)
 
 
-def gumbel_noise(size: int, generator: torch.Generator) -> Tensor:
-    """Independent standard Gumbel noise, shape (size,), from a generator on the host."""
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64).clamp_min(1e-12)
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Independent standard Gumbel noise from a generator on the host."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_min(1e-12)
     return (-torch.log(-torch.log(uniform.clamp_max(1 - 1e-12)))).float()
 
 
-def one_hot(index: int, like: Tensor) -> Tensor:
-    """Shape of `like`, 1 at index and 0 elsewhere."""
-    result = torch.zeros_like(like)
-    result[index] = 1.0
-    return result
-
-
 def relax(logits: Tensor, relaxation: Relaxation, temperature: float, noise: Tensor) -> Tensor:
-    """The weights of K options in one forward pass.
+    """The weights of the options of C choices in one forward pass.
 
     Args:
-        logits: shape (K,).
+        logits: shape (C, K); -inf where a choice has fewer than K options.
         relaxation: the mode.
         temperature: positive.
-        noise: shape (K,), standard Gumbel; not used by `softmax`.
+        noise: shape (C, K), standard Gumbel; not used by `softmax`.
 
     Returns:
-        shape (K,), summing to 1, differentiable in logits; exactly one-hot for `gumbel_hard`.
+        shape (C, K), rows summing to 1, differentiable in logits; exactly one-hot for `gumbel_hard`.
     """
     if relaxation.mode == "softmax":
         return probabilities(logits, temperature)
     soft = probabilities(logits + noise.to(logits.device), temperature)
     if relaxation.mode == "gumbel_soft":
         return soft
-    hard = one_hot(int(soft.argmax()), soft)
+    hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
     return _StraightThrough.apply(soft, hard)
 
 

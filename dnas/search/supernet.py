@@ -3,22 +3,21 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas.search.choices import RelaxedChoices
 from dnas.search.importance import filter_importance
-from dnas.search.mixed import MixedActivation, MixedLayer, Sample
-from dnas.search.relax import Relaxation, gumbel_noise, one_hot, probabilities, relax
+from dnas.search.mixed import Mixed, MixedActivation, MixedLayer, Sample
+from dnas.search.relax import Relaxation
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, LayerCost, build_cost, reference_cost
 from quant.spec import QuantSpec
-
-SCORE_DECAY = 0.995
 
 
 class Supernet(nn.Module):
@@ -29,8 +28,9 @@ class Supernet(nn.Module):
     """
 
     ranks: Tensor
-    temperature: Tensor
-    draws: Tensor
+    channel_options: Tensor
+    channel_choices: Tensor
+    only_option: Tensor
 
     def __init__(
         self,
@@ -59,21 +59,11 @@ class Supernet(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0  # torch's fused evaluation path would bypass its linear layers
-        self.choices = {choice.name: i for i, choice in enumerate(space.searched())}
-        self.logits = nn.ParameterList([torch.zeros(len(choice.options)) for choice in space.searched()])
+        self.choices = RelaxedChoices(space, self.relaxation, seed)
         self._sample = Sample()
         self._architecture: Architecture | None = None
-        self._relaxed = False
+        self._relaxed = self._compiled = False
         self._costs: dict[str, Cost] = {}
-        self._generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("temperature", torch.tensor(self.relaxation.start, dtype=torch.float64))
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-        self._task_benefit = nn.ParameterList(
-            [nn.Parameter(torch.zeros(len(c.options)), requires_grad=False) for c in space.searched()]
-        )
-        self._benefit_weight = nn.ParameterList(
-            [nn.Parameter(torch.zeros(()), requires_grad=False) for _ in space.searched()]
-        )
         self.multipliers = nn.ParameterDict()
         self._convert()
         self.to(next(self.model.parameters()).device)
@@ -90,14 +80,16 @@ class Supernet(nn.Module):
         self._group_offsets = offsets
         self.register_buffer("ranks", torch.zeros(total, dtype=torch.int64))
         shrinking = {i for i, group in enumerate(space.groups) if min(space.choice(group.choice).options) < group.size}
-        self._shrinking_groups = sorted(shrinking)
+        self._shrinks = bool(shrinking)
+        self._tabulate_filters()
         self.activations = nn.ModuleDict()
+        inputs = {fixed.name for fixed in space.fixed}  # an activation in this list is the network's own input
         for layer in space.layers:
             if layer.act_choice not in self._activation_keys():
                 options, found = space.choice(layer.act_choice).options, space.ranges[layer.act_choice]
                 specs = tuple(QuantSpec(bits, found.signed) for bits in options)
                 self.activations[_key(layer.act_choice)] = MixedActivation(
-                    layer.act_choice, specs, found.steps, self._sample
+                    layer.act_choice, specs, found.steps, self._sample, learned=layer.act_choice not in inputs
                 )
         for layer in space.layers:
             try:
@@ -126,6 +118,25 @@ class Supernet(nn.Module):
                 layer.name,
                 MixedLayer(module, layer.weight_choice, specs, activation, index, self._sample),  # type: ignore[arg-type]
             )
+
+    def _tabulate_filters(self) -> None:
+        """For every channel of every group: how many filters each option keeps, and where the options' weights are.
+
+        channel_options: shape (channels, K). channel_choices: index into the (C + 1, K) matrix of weights, whose last
+        row is that of groups which keep all.
+        """
+        groups, choices = self.space.groups, self.choices
+        width = choices.logits.shape[1]
+        options, rows = [], []
+        for group in groups:
+            found = self.space.choice(group.choice).options
+            padded = (*found, *(group.size,) * (width - len(found)))[:width]
+            options += [padded] * group.size
+            rows += [choices.index.get(group.choice, len(choices.sizes))] * group.size
+        only = F.one_hot(torch.tensor([0]), width).to(choices.logits.dtype)  # the weights of a choice of one option
+        self.register_buffer("only_option", only, persistent=False)
+        self.register_buffer("channel_options", torch.tensor(options, dtype=torch.int64), persistent=False)
+        self.register_buffer("channel_choices", torch.tensor(rows, dtype=torch.int64), persistent=False)
 
     def _activation_keys(self) -> set[str]:
         return {activation.choice for activation in self.activations.values()}  # type: ignore[misc]
@@ -183,67 +194,42 @@ class Supernet(nn.Module):
         """The user's model's forward, under a new sample in training mode, discrete in evaluation mode."""
         if self._sample.quantised:
             self._draw()
+        if self._compiled and not (self.training and torch.is_grad_enabled() and self._sample.quantised):
+            with torch.compiler.set_stance("force_eager"):  # an evaluation is not worth a graph of its own
+                return self.model(*inputs, **named)
         return self.model(*inputs, **named)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `nn.Module.compile`, for training: the network is compiled, the drawing of choices stays outside."""
+        self.model.compile(*args, **kwargs)
+        self._compiled = True
+
     def _draw(self) -> None:
-        sample, temperature = self._sample, float(self.temperature)
-        sample.weights.clear()
-        learns = self.training and torch.is_grad_enabled()
-        searched = list(self.space.searched())
+        sample, choices = self._sample, self.choices
+        sample.hard = not self._relaxed
         if self.training:
-            self.draws += 1
-            sizes = [len(choice.options) for choice in searched]
-            noise = gumbel_noise(sum(sizes), self._generator).split(sizes)
-        for i, choice in enumerate(searched):
-            logits = self.logits[i]
-            if self.training:
-                weights = relax(logits, self.relaxation, temperature, noise[i])
-                if learns and weights.requires_grad:
-                    weights.register_hook(partial(self._accumulate, i))
-            elif self._relaxed:
-                weights = probabilities(logits.detach(), self._price_temperature())
-            else:
-                weights = one_hot(self._discrete(choice.name), logits.detach())
-            sample.weights[choice.name] = weights
-        device = self.ranks.device
-        for choice in self.space.choices:
-            if not choice.searched:
-                sample.weights[choice.name] = torch.ones(1, device=device)
-        flat = torch.cat([sample.weights[c.name].detach() for c in searched]).tolist() if searched else []
-        sample.portions = {choice.name: (1.0,) for choice in self.space.choices}
-        for choice in searched:
-            sample.portions[choice.name] = tuple(flat[: len(choice.options)])
-            flat = flat[len(choice.options) :]
-        sample.mask = self._mask()
+            matrix, sample.hard = choices.sample(), self.relaxation.mode == "gumbel_hard"
+            if self._compiled and torch.is_grad_enabled() and not matrix.requires_grad:
+                matrix.requires_grad_()  # one compiled graph serves steps that train choices and steps that do not
+        elif self._relaxed:
+            matrix = choices.relaxed()
+        else:
+            matrix = choices.discrete(self._positions())
+        sample.weights, sample.mask = choices.parts(matrix), self._mask(matrix)
 
-    def _discrete(self, name: str) -> int:
-        if self._architecture is not None:
-            return self.space.choice(name).index(self._architecture[name])
-        logits = self.logits[self.choices[name]]
-        return len(logits) - 1 - int(logits.flip(0).argmax())  # of equal ones the dearest
+    def _positions(self) -> list[int]:
+        """Of every searched choice, where the option is that evaluation uses."""
+        if self._architecture is None:
+            return self.choices.most_probable()
+        found = self._architecture.positions()
+        return [found[name] for name in self.choices.index]
 
-    def _mask(self) -> Tensor | None:
-        if not self._shrinking_groups:
+    def _mask(self, weights: Tensor) -> Tensor | None:
+        """Per channel of every group the weight of the options that keep it: shape (channels,)."""
+        if not self._shrinks:
             return None
-        parts = []
-        for index, group in enumerate(self.space.groups):
-            offset = self._group_offsets[index]
-            ranks = self.ranks[offset : offset + group.size]
-            if index not in self._shrinking_groups:
-                parts.append(torch.ones(group.size, device=ranks.device))
-                continue
-            counts = torch.tensor(self.space.choice(group.choice).options, device=ranks.device)
-            weights = self._sample.weights[group.choice]
-            keeps = (ranks.unsqueeze(0) < counts.unsqueeze(1)).to(weights.dtype)  # (K, size)
-            parts.append(weights @ keeps)
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def _accumulate(self, index: int, grad: Tensor) -> None:
-        """Running mean of the task loss' gradient per option: only the task reaches a sample; the price does not."""
-        if torch.isfinite(grad).all():
-            self._task_benefit[index].mul_(SCORE_DECAY).sub_(grad - grad.mean(), alpha=1 - SCORE_DECAY)
-            self._benefit_weight[index].mul_(SCORE_DECAY).add_(1 - SCORE_DECAY)
+        rows = torch.cat([weights, self.only_option]).index_select(0, self.channel_choices)
+        return (rows * (self.ranks.unsqueeze(1) < self.channel_options)).sum(1)
 
     @contextmanager
     def quantisers_off(self) -> Iterator[None]:
@@ -286,21 +272,25 @@ class Supernet(nn.Module):
 
     def anneal(self, fraction: float) -> None:
         """Sets the temperature for this fraction (0 to 1) of the search."""
-        self.temperature.fill_(self.relaxation.temperature(fraction))
+        self.choices.temperature.fill_(self.relaxation.temperature(fraction))
+
+    @property
+    def temperature(self) -> Tensor:
+        """Temperature of the relaxation; shape ()."""
+        return self.choices.temperature
+
+    @property
+    def draws(self) -> Tensor:
+        """Samples drawn so far; shape ()."""
+        return self.choices.draws
+
+    def logits(self) -> dict[str, Tensor]:
+        """The logits of every searched choice, shape (K,); what is changed in place is changed in the supernet."""
+        return self.choices.rows(self.choices.logits)
 
     def probabilities(self) -> dict[str, Tensor]:
         """For every choice the probability of each option, shape (K,), differentiable in the logits."""
-        device = self.ranks.device
-        return {
-            choice.name: probabilities(self.logits[self.choices[choice.name]], self._price_temperature())
-            if choice.searched
-            else torch.ones(1, device=device)
-            for choice in self.space.choices
-        }
-
-    def _price_temperature(self) -> float:
-        """Gumbel samples follow softmax(logits) at any temperature; a plain softmax mixes by softmax(logits / T)."""
-        return float(self.temperature) if self.relaxation.mode == "softmax" else 1.0
+        return self.choices.probabilities()
 
     def cost_table(self, name: str) -> Cost:
         """The cost of that name, tabulated once."""
@@ -327,17 +317,10 @@ class Supernet(nn.Module):
         if method not in ("gradient", "logits"):
             raise ValueError(f"scores method is {method!r}; allowed: 'gradient', 'logits'")
         prices = self._prices() if method == "logits" else {}
-        values: dict[str, tuple[float, ...]] = {}
-        for choice in self.space.choices:
-            if not choice.searched:
-                values[choice.name] = (0.0,)
-                continue
-            i = self.choices[choice.name]
-            if method == "gradient":
-                found = self._task_benefit[i] / self._benefit_weight[i].clamp_min(1e-12)
-            else:
-                found = self.logits[i].detach() + prices[choice.name]
-            values[choice.name] = tuple(found.double().tolist())
+        found = self.choices.benefits() if method == "gradient" else self.logits()
+        values = {choice.name: (0.0,) * len(choice.options) for choice in self.space.choices}
+        for name, value in found.items():
+            values[name] = tuple((value.detach() + prices.get(name, 0.0)).double().tolist())
         return Scores(values, method).monotone()
 
     def _prices(self) -> dict[str, Tensor]:
@@ -361,7 +344,8 @@ class Supernet(nn.Module):
 
     def most_probable(self) -> Architecture:
         """The argmax of every choice; it knows of no budget."""
-        options = {c.name: c.options[self._discrete(c.name) if c.searched else 0] for c in self.space.choices}
+        found = dict(zip(self.choices.index, self.choices.most_probable(), strict=True))
+        options = {c.name: c.options[found.get(c.name, 0)] for c in self.space.choices}
         return self.with_filters(Architecture(self.space, options, functions=self.functions))
 
     def with_filters(self, architecture: Architecture) -> Architecture:
@@ -382,26 +366,17 @@ class Supernet(nn.Module):
 
     def choice_parameters(self) -> Iterator[nn.Parameter]:
         """The logits of the choices."""
-        return iter(self.logits)
+        yield self.choices.logits
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
         """Weights of the model and step sizes."""
-        others = {id(p) for p in (*self.logits, *self._task_benefit, *self._benefit_weight, *self.multipliers.values())}
+        others = {id(p) for p in (*self.choices.parameters(), *self.multipliers.values())}
         return (p for p in self.parameters() if id(p) not in others)
 
     def step_parameters(self) -> Iterator[nn.Parameter]:
         """The step sizes, a part of `weight_parameters`."""
-        for module in self.modules():
-            if isinstance(module, MixedActivation | MixedLayer):
-                yield from module.steps
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """State of the generator that draws the choices."""
-        return {"generator": self._generator.get_state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores the generator."""
-        self._generator.set_state(state["generator"])
+        found = (module.steps for module in self.modules() if isinstance(module, Mixed))
+        return (steps for steps in found if isinstance(steps, nn.Parameter))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; budget multipliers are created as the state needs them."""

@@ -86,6 +86,8 @@ class SearchTraining:
         self.budget, self.weights, self.choices, self.validation = budget, weights, choices, validation
         self.teacher, self.config, self.board, self.epochs = teacher, config, board, config.epochs
         self.forward = engine.fabric.setup_module(supernet)
+        for name in budget.caps:
+            supernet.multiplier(name)
         trained = {id(p) for p in supernet.weight_parameters()}
         named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
         self.optimiser = Optimiser(named, supernet.step_parameters(), config.optimiser)
@@ -109,7 +111,6 @@ class SearchTraining:
         self.supernet.anneal(0.0 if warming else (fraction - self.config.warmup) / (1 - self.config.warmup))
         joint = self.choices is None and not warming
         freeze(self.supernet.choice_parameters(), not joint)
-        freeze(self.supernet.weight_parameters(), False)
         loss = self._loss(x, y)
         numbers = {"loss": loss.detach()}
         if joint:
@@ -125,14 +126,12 @@ class SearchTraining:
         return numbers
 
     def _train_choices(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        freeze(self.supernet.choice_parameters(), False)
-        freeze(self.supernet.weight_parameters(), True)
+        freeze(self.supernet.choice_parameters(), False)  # gradients of the weights come along; no optimiser uses them
         loss = self._loss(x, y)
         penalty = self.budget.penalty(self.supernet)
         self.choice_optimiser.zero_grad(set_to_none=True)
         (loss + penalty).backward()
         self.choice_optimiser.step()
-        freeze(self.supernet.weight_parameters(), False)
         return {"choice_loss": loss.detach(), "penalty": penalty.detach()}
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -154,6 +153,10 @@ class SearchTraining:
             found = {name: p.tolist() for name, p in supernet.probabilities().items()}
         self.board.choices(supernet.space, found, epoch + 1)
         return numbers
+
+    def compile(self) -> None:
+        """Compiles the supernet's network."""
+        self.supernet.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """Supernet (its generator and multipliers included) and both optimisers."""

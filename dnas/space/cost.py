@@ -8,6 +8,7 @@ choice, are the integer cost, and are the rows of the selector's program.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import ceil, log2
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Space
 
@@ -85,12 +87,24 @@ class Factor:
         """The entry at one option (by position) per choice."""
         return float(self.table[tuple(position[name] for name in self.choices)])
 
-    def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Exact expectation under independent choices; shape ()."""
-        reference = next(iter(probabilities.values()))
-        value = torch.as_tensor(self.table, dtype=reference.dtype, device=reference.device)
-        for name in reversed(self.choices):
-            value = value @ probabilities[name]
+
+@dataclass(frozen=True)
+class _Batch:
+    """Factors of tables of one shape, (n, ...) together: their expectation costs as many operations as that of one.
+
+    choices: for every axis of a table the number of its choice, shape (n,) each. rows: which row a factor adds to.
+    """
+
+    tables: NDArray[np.float64]
+    choices: tuple[NDArray[np.int64], ...]
+    rows: NDArray[np.int64]
+
+    def expectation(self, probabilities: Tensor) -> Tensor:
+        """Shape (n,), from probabilities of shape (choices, K)."""
+        value = torch.as_tensor(self.tables, dtype=probabilities.dtype, device=probabilities.device)
+        for index in reversed(self.choices):
+            found = probabilities[torch.as_tensor(index, device=probabilities.device)][:, : value.shape[-1]]
+            value = (value * found.reshape(len(index), *(1,) * (value.dim() - 2), -1)).sum(-1)
         return value
 
 
@@ -121,13 +135,40 @@ class Cost:
         Returns:
             shape (), differentiable.
         """
-        values = [
-            torch.stack([factor.expectation(probabilities) for factor in row]).sum() + constant
-            if row
-            else torch.as_tensor(constant, dtype=next(iter(probabilities.values())).dtype)
-            for row, constant in zip(self.rows, self.constants, strict=True)
-        ]
-        return values[0] if len(values) == 1 else smooth_maximum(torch.stack(values))
+        values = self.expected_rows(probabilities)
+        return values[0] if len(values) == 1 else smooth_maximum(values)
+
+    def expected_rows(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """The exact expectation of every row, shape (rows,), from shape (K,) for every choice."""
+        names, batches = self._batches
+        first = next(iter(probabilities.values()))
+        values = torch.tensor(self.constants, dtype=first.dtype, device=first.device)
+        if names:
+            padded = pad_sequence([probabilities[name] for name in names], batch_first=True)
+            for batch in batches:
+                rows = torch.as_tensor(batch.rows, device=first.device)
+                values = values.index_add(0, rows, batch.expectation(padded))
+        return values
+
+    @cached_property
+    def _batches(self) -> tuple[tuple[str, ...], tuple[_Batch, ...]]:
+        """The choices that enter, in order, and all factors, those of one shape together."""
+        number: dict[str, int] = {}
+        found: dict[tuple[int, ...], list[tuple[Factor, int]]] = {}
+        for row, factors in enumerate(self.rows):
+            for factor in factors:
+                for name in factor.choices:
+                    number.setdefault(name, len(number))
+                found.setdefault(factor.table.shape, []).append((factor, row))
+        batches = tuple(
+            _Batch(
+                np.stack([factor.table for factor, _ in pairs]),
+                tuple(np.array([number[factor.choices[axis]] for factor, _ in pairs]) for axis in range(len(shape))),
+                np.array([row for _, row in pairs]),
+            )
+            for shape, pairs in found.items()
+        )
+        return tuple(number), batches
 
 
 def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:

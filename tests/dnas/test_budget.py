@@ -28,7 +28,7 @@ def state(supernet: Supernet, name: str = "bops") -> float:
 def set_logits(supernet: Supernet, towards: int, strength: float = 20.0) -> None:
     """Pulls every choice to its cheapest (0) or dearest (-1) option."""
     with torch.no_grad():
-        for logits in supernet.logits:
+        for logits in supernet.logits().values():
             logits.zero_()
             logits[towards] = strength
 
@@ -49,11 +49,10 @@ def test_the_formula_and_its_gradient(supernet: Supernet) -> None:
     assert state(supernet) == pytest.approx(multiplier)
     assert float(penalty.detach()) == pytest.approx(multiplier * violation + violation**2, rel=1e-5)
     penalty.backward()
-    found = torch.cat([logits.grad for logits in supernet.logits])
-    for logits in supernet.logits:
-        logits.grad = None
+    found = supernet.choices.logits.grad.clone()
+    supernet.choices.logits.grad = None
     torch.log(supernet.cost("bops") / limit).backward()
-    slope = torch.cat([logits.grad for logits in supernet.logits])
+    slope = supernet.choices.logits.grad.clone()
     torch.testing.assert_close(found, (multiplier + 2.0 * violation) * slope, rtol=1e-4, atol=1e-6)
     assert float(found.norm()) > 0
 
@@ -62,7 +61,8 @@ def test_a_met_budget_pushes_nothing(supernet: Supernet) -> None:
     set_logits(supernet, 0)
     penalty = step(Budget(bops=0.9), supernet)
     penalty.backward()
-    assert all(logits.grad is None or not logits.grad.any() for logits in supernet.logits)
+    grad = supernet.choices.logits.grad
+    assert grad is None or not grad.any()
 
 
 def test_the_multiplier_rises_falls_and_rises_again(supernet: Supernet) -> None:
@@ -138,8 +138,8 @@ def test_converges_to_the_limit(supernet: Supernet, share: float, pull: float) -
     optimiser = torch.optim.Adam(supernet.choice_parameters(), lr=0.05)
     spent = []
     for _ in range(600):
-        supernet.draws += 1  # what a forward pass counts
-        task = -pull * sum(torch.softmax(x, 0) @ torch.linspace(0, 1, len(x)) for x in supernet.logits)
+        supernet.draws.add_(1)  # what a forward pass counts
+        task = -pull * sum(torch.softmax(x, 0) @ torch.linspace(0, 1, len(x)) for x in supernet.logits().values())
         optimiser.zero_grad()
         (task + budget.penalty(supernet)).backward()
         optimiser.step()

@@ -84,7 +84,7 @@ def test_hard_samples_follow_the_softmax(temperature: float) -> None:
     supernet = Supernet(model, space, Relaxation(start=temperature, end=temperature), seed=11).train()
     logits = torch.tensor([0.3, -1.0, 0.0, 1.2])
     with torch.no_grad():
-        for own in supernet.logits:
+        for own in supernet.logits().values():
             own.copy_(logits)
         draws: Counter[int] = Counter()
         joint: Counter[tuple[int, ...]] = Counter()
@@ -149,20 +149,20 @@ def test_scores_are_the_gradient_of_the_task() -> None:
     supernet.double()
     x, y = example(supernet.model)[0].double(), torch.arange(4)
     F.cross_entropy(supernet(x), y).backward()
-    name = "c.act_bits" if "c.act_bits" in supernet.choices else "short.act_bits"
-    index = supernet.choices[name]
-    benefit = supernet._task_benefit[index] / supernet._benefit_weight[index]
+    name = "c.act_bits" if "c.act_bits" in supernet.logits() else "short.act_bits"
+    benefit = supernet.choices.benefits()[name]
     # the same through the chain rule: d loss / d logit_k = p_k (g_k - sum_j p_j g_j), g = -benefit + constant
-    p = torch.softmax(supernet.logits[index].detach(), 0)
+    p = torch.softmax(supernet.logits()[name].detach(), 0)
+    found = supernet.choices.rows(supernet.choices.logits.grad)[name]
     wanted = -p * (benefit - (p * benefit).sum())
-    torch.testing.assert_close(supernet.logits[index].grad, wanted, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-12)
 
 
 def test_evaluation_is_discrete_and_repeatable() -> None:
     supernet = make().eval()
     x = example(supernet.model)[0]
     with torch.no_grad():
-        for logits in supernet.logits:
+        for logits in supernet.logits().values():
             logits[1] = 1.0
         got = supernet(x)
         assert torch.equal(got, supernet(x))
@@ -194,7 +194,7 @@ def test_one_optimiser_over_everything() -> None:
         loss.backward()
         optimiser.step()
     changed = {n for n, p in supernet.named_parameters() if n in before and not torch.equal(p.detach(), before[n])}
-    assert {n for n in before if n.startswith("logits.")} <= changed
+    assert "choices.logits" in changed
     assert any(n.endswith("stem.layer.weight") for n in changed)
 
 
@@ -227,7 +227,7 @@ def test_a_copy_after_training_is_independent() -> None:
     other = copy.deepcopy(supernet)
     assert train(other, None, 2) == train(supernet, None, 2)  # same draws, same weights
     with torch.no_grad():
-        for logits, own in zip(other.logits, supernet.logits, strict=True):
+        for logits, own in zip(other.logits().values(), supernet.logits().values(), strict=True):
             logits.zero_()[0] = 9.0
             own.zero_()[-1] = 9.0
         x = example(supernet.model)[0]
@@ -293,7 +293,7 @@ def test_ranking_keeps_the_largest() -> None:
 def test_cost_is_the_spaces_cost() -> None:
     supernet = make()
     with torch.no_grad():
-        for logits in supernet.logits:
+        for logits in supernet.logits().values():
             logits.zero_()[0] = 60.0
     smallest = build_cost(supernet.space, "bops").at({c.name: 0 for c in supernet.space.choices})
     assert float(supernet.cost("bops").detach()) == pytest.approx(smallest)

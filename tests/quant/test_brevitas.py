@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quant.brevitas import act_quantizer, filter_axis, fixed_layer, quantised_layers
-from quant.quantizer import MIN_STEP, quantize
-from quant.spec import QuantSpec
+from quant.quantizer import quantize
+from quant.spec import MIN_STEP, QuantSpec
 
 SPECS = [
     QuantSpec(bits, signed, narrow)

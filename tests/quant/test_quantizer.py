@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant.quantizer import MIN_STEP, fit_step, integers, quantize
-from quant.spec import QuantSpec
+from quant.quantizer import fit_step, integers, quantize
+from quant.spec import MIN_STEP, QuantSpec
 
 KINDS = ((True, False), (True, True), (False, False))
 SPECS = [QuantSpec(bits, signed, narrow) for bits in (2, 3, 4, 8) for signed, narrow in KINDS]

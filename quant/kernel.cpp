@@ -1,0 +1,198 @@
+// The mixture of K quantised versions of a tensor, and all of its gradients, in one sweep over memory each.
+//
+// y = sum_k weights[k] * steps[k] * clamp(round(x / steps[k]), lower[k], upper[k]). Options of weight 0 cost nothing in
+// the forward pass, and in the backward pass only the inner product <grad, Q_k(x)>, and that only where it is wanted.
+// Sums are taken per block of fixed size, in double precision between blocks: results do not depend on the number of
+// threads. Equals quant/mixture.py, which is the definition.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t BLOCK = 2048;  // elements: x, grad and result of a block stay in the first-level cache
+constexpr int64_t GRAIN = 8;     // blocks that are worth a thread
+
+template <typename T>
+struct Option {
+  T weight, lower, upper;
+};
+
+// Where a block starts, how long it is, and which row (filter) it lies in.
+struct Blocks {
+  int64_t rows, columns, per_row;
+  Blocks(int64_t rows, int64_t columns)
+      : rows(rows), columns(columns), per_row((columns + BLOCK - 1) / BLOCK) {}
+  int64_t count() const { return rows * per_row; }
+  int64_t row(int64_t block) const { return block / per_row; }
+  int64_t start(int64_t block) const { return row(block) * columns + (block % per_row) * BLOCK; }
+  int64_t length(int64_t block) const { return std::min(BLOCK, columns - (block % per_row) * BLOCK); }
+};
+
+template <typename T>
+std::vector<Option<T>> options(const Tensor& weights, const Tensor& lower, const Tensor& upper) {
+  std::vector<Option<T>> found(weights.numel());
+  for (size_t k = 0; k < found.size(); ++k)
+    found[k] = {weights.data_ptr<T>()[k], lower.data_ptr<T>()[k], upper.data_ptr<T>()[k]};
+  return found;
+}
+
+// NaN stays NaN, so that a loss that is not a number is seen.
+template <typename T>
+inline T code(T scaled, T lower, T upper) {
+  T rounded = std::nearbyint(scaled);
+  rounded = lower > rounded ? lower : rounded;
+  return upper < rounded ? upper : rounded;
+}
+
+template <typename T>
+void forward_block(const T* x, T* y, int64_t n, const std::vector<Option<T>>& all, const T* steps, int64_t stride) {
+  bool first = true;
+  for (size_t k = 0; k < all.size(); ++k) {
+    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = steps[k * stride];
+    if (w == T(0)) continue;
+    if (first && w == T(1)) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) y[i] = code(x[i] / step, lower, upper) * step;
+    } else if (first) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) y[i] = code(x[i] / step, lower, upper) * step * w;
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) y[i] += code(x[i] / step, lower, upper) * step * w;
+    }
+    first = false;
+  }
+  if (first)
+    for (int64_t i = 0; i < n; ++i) y[i] = T(0);
+}
+
+template <typename T>
+void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const std::vector<Option<T>>& all, const T* steps,
+                    int64_t stride, bool need_weights, double* sums) {
+  const int64_t K = all.size();
+  bool first = true;
+  for (int64_t k = 0; k < K; ++k) {
+    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = steps[k * stride];
+    T product = 0, slope = 0;
+    if (w == T(0)) {
+      if (!need_weights) continue;
+#pragma omp simd reduction(+ : product)
+      for (int64_t i = 0; i < n; ++i) product += grad[i] * code(x[i] / step, lower, upper);
+    } else if (first) {
+#pragma omp simd reduction(+ : product, slope)
+      for (int64_t i = 0; i < n; ++i) {
+        const T scaled = x[i] / step, q = code(scaled, lower, upper), g = grad[i];
+        const bool inside = scaled >= lower && scaled <= upper;
+        product += g * q;
+        slope += g * (q - (inside ? scaled : T(0)));
+        grad_x[i] = inside ? g * w : T(0);
+      }
+      first = false;
+    } else {
+#pragma omp simd reduction(+ : product, slope)
+      for (int64_t i = 0; i < n; ++i) {
+        const T scaled = x[i] / step, q = code(scaled, lower, upper), g = grad[i];
+        const bool inside = scaled >= lower && scaled <= upper;
+        product += g * q;
+        slope += g * (q - (inside ? scaled : T(0)));
+        grad_x[i] += inside ? g * w : T(0);
+      }
+    }
+    sums[k] = double(product) * step;
+    sums[K + k] = double(slope) * w;
+  }
+  if (first)
+    for (int64_t i = 0; i < n; ++i) grad_x[i] = T(0);
+}
+
+int64_t rows_of(const Tensor& steps) { return steps.dim() == 2 ? steps.size(1) : 1; }
+
+// A tensor without gaps, its rows one after the other; whatever the order of the dimensions within a row.
+Tensor dense(const Tensor& x, const Tensor& steps) {
+  if (steps.dim() == 2 && x.stride(0) * x.size(0) != x.numel()) return x.contiguous();
+  return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
+}
+
+// steps: (K,), or (K, filters) where dimension 0 of x holds filters.
+Tensor mixture_forward(const Tensor& tensor, const Tensor& weights, const Tensor& steps, const Tensor& lower,
+                       const Tensor& upper) {
+  const Tensor x = dense(tensor, steps);
+  Tensor y = at::empty_like(x);
+  if (x.numel() == 0) return y;
+  const int64_t rows = rows_of(steps);
+  const Blocks blocks(rows, x.numel() / rows);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mixture_forward", [&] {
+    const auto all = options<scalar_t>(weights, lower, upper);
+    const scalar_t *in = x.data_ptr<scalar_t>(), *step = steps.data_ptr<scalar_t>();
+    scalar_t* out = y.data_ptr<scalar_t>();
+    at::parallel_for(0, blocks.count(), GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        forward_block(in + blocks.start(b), out + blocks.start(b), blocks.length(b), all, step + blocks.row(b), rows);
+    });
+  });
+  return y;
+}
+
+// Returns the gradients of x, weights (K,) and steps (shaped like them; without LSQ's scale).
+std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, const Tensor& tensor, const Tensor& weights,
+                                                    const Tensor& steps, const Tensor& lower, const Tensor& upper,
+                                                    bool need_weights) {
+  const Tensor x = dense(tensor, steps);
+  const Tensor grad = upstream.strides() == x.strides() ? upstream : at::empty_like(x).copy_(upstream);
+  Tensor grad_x = at::empty_like(x), grad_weights = at::zeros(weights.sizes(), weights.options()),
+         grad_steps = at::zeros(steps.sizes(), steps.options());
+  if (x.numel() == 0) return {grad_x, grad_weights, grad_steps};
+  const int64_t rows = rows_of(steps), K = weights.numel();
+  const Blocks blocks(rows, x.numel() / rows);
+  std::vector<double> sums(blocks.count() * 2 * K, 0.0);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mixture_backward", [&] {
+    const auto all = options<scalar_t>(weights, lower, upper);
+    const scalar_t *in = x.data_ptr<scalar_t>(), *up = grad.data_ptr<scalar_t>(), *step = steps.data_ptr<scalar_t>();
+    scalar_t* out = grad_x.data_ptr<scalar_t>();
+    at::parallel_for(0, blocks.count(), GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t at = blocks.start(b);
+        backward_block(in + at, up + at, out + at, blocks.length(b), all, step + blocks.row(b), rows, need_weights,
+                       &sums[b * 2 * K]);
+      }
+    });
+    for (int64_t k = 0; k < K; ++k) {
+      double product = 0;
+      std::vector<double> slopes(rows, 0.0);
+      for (int64_t b = 0; b < blocks.count(); ++b) {
+        product += sums[b * 2 * K + k];
+        slopes[blocks.row(b)] += sums[b * 2 * K + K + k];
+      }
+      grad_weights.data_ptr<scalar_t>()[k] = static_cast<scalar_t>(product);
+      for (int64_t r = 0; r < rows; ++r) grad_steps.data_ptr<scalar_t>()[k * rows + r] = static_cast<scalar_t>(slopes[r]);
+    }
+  });
+  return {grad_x, grad_weights, grad_steps};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(dnas, m) {
+  const std::vector<at::Tag> tags{at::Tag::flexible_layout, at::Tag::pt2_compliant_tag};
+  m.def("mixture_forward(Tensor x, Tensor weights, Tensor steps, Tensor lower, Tensor upper) -> Tensor", tags);
+  m.def(
+      "mixture_backward(Tensor grad, Tensor x, Tensor weights, Tensor steps, Tensor lower, Tensor upper, "
+      "bool need_weights) -> (Tensor, Tensor, Tensor)",
+      tags);
+}
+
+TORCH_LIBRARY_IMPL(dnas, CPU, m) {
+  m.impl("mixture_forward", mixture_forward);
+  m.impl("mixture_backward", mixture_backward);
+}

@@ -1,0 +1,122 @@
+"""Builds and loads the C++ kernel of the mixture; without a compiler, plain torch computes the same."""
+
+import hashlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-DAT_PARALLEL_OPENMP=1")
+SWITCH = "DNAS_KERNEL"
+"""Environment variable: `plain` computes with torch operators alone."""
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept between runs: $XDG_CACHE_HOME/dnas, by default ~/.cache/dnas."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnas"
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _library() -> Path:
+    parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, platform.machine(), _processor())
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_folder() / f"kernel_{digest}.so"
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _build(library: Path) -> None:
+    """Compiles in a folder of its own and moves the result into place: a build that is killed leaves no lock behind."""
+    import ninja
+    from torch.utils.cpp_extension import load  # imports setuptools: only where something is to be built
+
+    library.parent.mkdir(parents=True, exist_ok=True)
+    path = os.environ.get("PATH", "")
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _environment(PATH=f"{ninja.BIN_DIR}:{path}"):
+        load(
+            name="dnas_kernel",
+            sources=[str(SOURCE)],
+            extra_cflags=list(FLAGS),
+            extra_ldflags=["-fopenmp"],
+            build_directory=folder,
+            is_python_module=False,
+        )
+        os.replace(Path(folder) / "dnas_kernel.so", library)
+
+
+def _describe() -> None:
+    """Tells `torch.compile` the shapes and strides of what the kernel returns."""
+
+    def like(x: Tensor, steps: Tensor) -> Tensor:
+        rows_apart = steps.dim() == 2 and x.stride(0) * x.shape[0] != x.numel()
+        return torch.empty_like(x, memory_format=torch.contiguous_format if rows_apart else torch.preserve_format)
+
+    @torch.library.register_fake("dnas::mixture_forward")
+    def _(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        return like(x, steps)
+
+    @torch.library.register_fake("dnas::mixture_backward")
+    def _(
+        grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return like(x, steps), torch.empty_like(weights), torch.empty_like(steps)
+
+
+@torch.compiler.assume_constant_result
+def kernel_available() -> bool:
+    """Whether the C++ kernel is loaded; the first call builds it if need be (seconds, once per machine).
+
+    Where it cannot be built, a warning says why, once, and plain torch is used.
+    """
+    return _load()
+
+
+@cache
+def _load() -> bool:
+    if os.environ.get(SWITCH) == "plain":
+        return False
+    try:
+        library = _library()
+        if library.exists():
+            torch.ops.load_library(str(library))
+        else:
+            _build(library)
+        _describe()
+        return True
+    except Exception as error:  # whatever a foreign tool chain does, training goes on
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(
+            f"the fast quantisation kernel could not be built ({reason}); plain torch is used, which is slower. Install a "
+            f"C++ compiler and ninja, or set {SWITCH}=plain to use plain torch without this warning",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
