@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -77,6 +78,7 @@ void forward_block(const T* x, T* y, int64_t n, const std::vector<Option<T>>& al
     for (int64_t i = 0; i < n; ++i) y[i] = T(0);
 }
 
+// One block: sums[k] = <grad, Q_k(x)> and sums[K + k] = weights[k] <grad, dQ_k/dstep>, and grad_x.
 template <typename T>
 void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const std::vector<Option<T>>& all, const T* steps,
                     int64_t stride, bool need_weights, double* sums) {
@@ -89,17 +91,9 @@ void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const std::
       if (!need_weights) continue;
 #pragma omp simd reduction(+ : product)
       for (int64_t i = 0; i < n; ++i) product += grad[i] * code(x[i] / step, lower, upper);
-    } else if (first) {
-#pragma omp simd reduction(+ : product, slope)
-      for (int64_t i = 0; i < n; ++i) {
-        const T scaled = x[i] / step, q = code(scaled, lower, upper), g = grad[i];
-        const bool inside = scaled >= lower && scaled <= upper;
-        product += g * q;
-        slope += g * (q - (inside ? scaled : T(0)));
-        grad_x[i] = inside ? g * w : T(0);
-      }
-      first = false;
     } else {
+      if (first) std::fill(grad_x, grad_x + n, T(0));
+      first = false;
 #pragma omp simd reduction(+ : product, slope)
       for (int64_t i = 0; i < n; ++i) {
         const T scaled = x[i] / step, q = code(scaled, lower, upper), g = grad[i];
@@ -112,8 +106,7 @@ void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const std::
     sums[k] = double(product) * step;
     sums[K + k] = double(slope) * w;
   }
-  if (first)
-    for (int64_t i = 0; i < n; ++i) grad_x[i] = T(0);
+  if (first) std::fill(grad_x, grad_x + n, T(0));
 }
 
 int64_t rows_of(const Tensor& steps) { return steps.dim() == 2 ? steps.size(1) : 1; }
@@ -144,7 +137,7 @@ Tensor mixture_forward(const Tensor& tensor, const Tensor& weights, const Tensor
   return y;
 }
 
-// Returns the gradients of x, weights (K,) and steps (shaped like them; without LSQ's scale).
+// The gradients of x, of the weights (K,) and of the steps (shaped like them; without LSQ's scale).
 std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, const Tensor& tensor, const Tensor& weights,
                                                     const Tensor& steps, const Tensor& lower, const Tensor& upper,
                                                     bool need_weights) {

@@ -90,17 +90,21 @@ def _describe() -> None:
         return like(x, steps), torch.empty_like(weights), torch.empty_like(steps)
 
 
-@torch.compiler.assume_constant_result
+_loaded = False
+
+
 def kernel_available() -> bool:
     """Whether the C++ kernel is loaded; the first call builds it if need be (seconds, once per machine).
 
-    Where it cannot be built, a warning says why, once, and plain torch is used.
+    Where it cannot be built, a warning says why, once, and plain torch is used. Inside of a compiled graph nothing is
+    built: the kernel is used where it is loaded already.
     """
-    return _load()
+    return _loaded if torch.compiler.is_compiling() else _load()
 
 
 @cache
 def _load() -> bool:
+    global _loaded
     if os.environ.get(SWITCH) == "plain":
         return False
     try:
@@ -110,7 +114,7 @@ def _load() -> bool:
         else:
             _build(library)
         _describe()
-        return True
+        _loaded = True
     except Exception as error:  # whatever a foreign tool chain does, training goes on
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
@@ -119,4 +123,4 @@ def _load() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
-        return False
+    return _loaded

@@ -88,7 +88,9 @@ class _Mixture(torch.autograd.Function):
         steps = steps.clamp_min(MIN_STEP)  # its gradient passes, so that a step that fell below can come back
         ctx.save_for_backward(x, weights, steps, lower, upper)
         ctx.hard, ctx.elements = hard, elements
-        if _fast(x):
+        if _fast(x) and not (
+            hard and torch.compiler.is_compiling()
+        ):  # one option: the compiler fuses it with its source
             found: Tensor = torch.ops.dnas.mixture_forward(x, weights, steps, lower, upper)
             return found
         return _forward(x, weights, steps, lower, upper, hard)
