@@ -67,7 +67,8 @@ class Optimiser:
             for params, decay, factor in zip((decayed, others, sizes), decays, self._factors, strict=True)
             if params
         ]
-        self.sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        nesterov = config.momentum > 0
+        self.sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
 
     def rate(self, fraction: float) -> float:
         """Learning rate after this fraction of training."""
@@ -90,16 +91,18 @@ class Optimiser:
         """One update from the gradients that are there."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(float(norm)):  # before the gradients are scaled by it
+        length = float(norm)
+        if not math.isfinite(length):  # before the gradients are scaled by it
             bad = [n for n, p in self._named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
             raise NumericsError(f"the gradient of {bad[0] if bad else 'the loss'} is not finite")
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip, norm)
+        if length > self.config.clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.clip, norm)
         for group in self.sgd.param_groups:
             group["lr"] = self.rate(fraction) * group["factor"]
         self.sgd.step()
         with torch.no_grad():
-            for size, floor in zip(self._sizes, self._floors, strict=True):
-                size.copy_(torch.maximum(size, floor))
+            if self._sizes:
+                torch._foreach_maximum_(self._sizes, self._floors)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

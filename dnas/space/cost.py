@@ -88,22 +88,39 @@ class Factor:
         return float(self.table[tuple(position[name] for name in self.choices)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Batch:
-    """Factors of tables of one shape, (n, ...) together: their expectation costs as many operations as that of one.
+    """Factors of equally many choices together, so that their expectation costs as many operations as that of one.
 
-    choices: for every axis of a table the number of its choice, shape (n,) each. rows: which row a factor adds to.
+    tables: shape (n, K, ..., K), 0 where an axis has fewer options. choices: for every axis the number of its choice,
+    shape (n,) each. rows: which row a factor adds to, shape (n,).
     """
 
-    tables: NDArray[np.float64]
-    choices: tuple[NDArray[np.int64], ...]
-    rows: NDArray[np.int64]
+    tables: Tensor
+    choices: tuple[Tensor, ...]
+    rows: Tensor
+
+    @staticmethod
+    def of(pairs: Sequence[tuple[Factor, int]], number: Mapping[str, int]) -> "_Batch":
+        """Pads and stacks (factor, row) pairs."""
+        axes = len(pairs[0][0].choices)
+        shape = [max(factor.table.shape[axis] for factor, _ in pairs) for axis in range(axes)]
+        tables = np.zeros((len(pairs), *shape))
+        for i, (factor, _) in enumerate(pairs):
+            tables[(i, *map(slice, factor.table.shape))] = factor.table
+        choices = [torch.tensor([number[factor.choices[axis]] for factor, _ in pairs]) for axis in range(axes)]
+        return _Batch(torch.from_numpy(tables), tuple(choices), torch.tensor([row for _, row in pairs]))
+
+    def to(self, like: Tensor) -> "_Batch":
+        """The same with the device and the floating-point type of a tensor."""
+        device = like.device
+        return _Batch(self.tables.to(like), tuple(c.to(device) for c in self.choices), self.rows.to(device))
 
     def expectation(self, probabilities: Tensor) -> Tensor:
         """Shape (n,), from probabilities of shape (choices, K)."""
-        value = torch.as_tensor(self.tables, dtype=probabilities.dtype, device=probabilities.device)
+        value = self.tables
         for index in reversed(self.choices):
-            found = probabilities[torch.as_tensor(index, device=probabilities.device)][:, : value.shape[-1]]
+            found = probabilities.index_select(0, index)[:, : value.shape[-1]]
             value = (value * found.reshape(len(index), *(1,) * (value.dim() - 2), -1)).sum(-1)
         return value
 
@@ -146,29 +163,23 @@ class Cost:
         if names:
             padded = pad_sequence([probabilities[name] for name in names], batch_first=True)
             for batch in batches:
-                rows = torch.as_tensor(batch.rows, device=first.device)
-                values = values.index_add(0, rows, batch.expectation(padded))
+                placed = batch.to(first)
+                values = values.index_add(0, placed.rows, placed.expectation(padded))
         return values
 
     @cached_property
     def _batches(self) -> tuple[tuple[str, ...], tuple[_Batch, ...]]:
-        """The choices that enter, in order, and all factors, those of one shape together."""
-        number: dict[str, int] = {}
-        found: dict[tuple[int, ...], list[tuple[Factor, int]]] = {}
+        """The choices that enter, in order, and all factors, those with equally many choices together."""
+        names = tuple(dict.fromkeys(name for row in self.rows for factor in row for name in factor.choices))
+        number = {name: i for i, name in enumerate(names)}
+        found: dict[tuple[int, bool], list[tuple[Factor, int]]] = {}
         for row, factors in enumerate(self.rows):
             for factor in factors:
-                for name in factor.choices:
-                    number.setdefault(name, len(number))
-                found.setdefault(factor.table.shape, []).append((factor, row))
-        batches = tuple(
-            _Batch(
-                np.stack([factor.table for factor, _ in pairs]),
-                tuple(np.array([number[factor.choices[axis]] for factor, _ in pairs]) for axis in range(len(shape))),
-                np.array([row for _, row in pairs]),
-            )
-            for shape, pairs in found.items()
-        )
-        return tuple(number), batches
+                shape = factor.table.shape
+                widest = max(shape, default=1)
+                alone = widest ** len(shape) > 100 * factor.table.size  # padding must not blow a table up
+                found.setdefault((len(shape), alone), []).append((factor, row))
+        return names, tuple(_Batch.of(pairs, number) for pairs in found.values())
 
 
 def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:
