@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.checkpoint import load_state, save_state
-from quant.kernel import cache_folder
+from quant.kernel import cache_folder, kernel_available
 
 COMPILE_FROM = 5000
 """Training steps that pay for compiling a network: it takes 10 to 40 s and saves a few milliseconds a step."""
@@ -99,6 +99,7 @@ class Training(Protocol):
 def start_compiled(training: Training, epoch: int) -> bool:
     """Compiles a training and tries one step, which leaves no trace; False, with a warning, where that fails."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    kernel_available()  # a graph uses it only where it is loaded
     before = copy.deepcopy(training.state())
     training.model.train()
     try:

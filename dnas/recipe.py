@@ -61,7 +61,8 @@ class Optimiser:
         self._factors = [1.0, 1.0, config.step_lr]
         decays = [config.weight_decay, 0.0, 0.0]
         self._parameters = [p for _, p in self._named]
-        self._sizes, self._floors = sizes, [STEP_FLOOR * p.detach().clone() for p in sizes]
+        self._sizes: list[Tensor] = list(sizes)
+        self._floors = [STEP_FLOOR * p.detach().clone() for p in sizes]
         groups = [
             {"params": params, "weight_decay": decay, "factor": factor}
             for params, decay, factor in zip((decayed, others, sizes), decays, self._factors, strict=True)
@@ -102,7 +103,7 @@ class Optimiser:
         self.sgd.step()
         with torch.no_grad():
             if self._sizes:
-                torch._foreach_maximum_(self._sizes, self._floors)
+                torch._foreach_maximum_(self._sizes, self._floors)  # type: ignore[arg-type]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -39,6 +39,8 @@ def _forward(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Te
 
 def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weight, step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
+    if len(weights) == 1:
+        return weights[0], steps[0], lower[0], upper[0]
     return weights.sum(), weights @ steps, weights @ lower, weights @ upper
 
 

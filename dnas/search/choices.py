@@ -64,9 +64,13 @@ class RelaxedChoices(nn.Module):
         """Gumbel samples follow softmax(logits) at any temperature; a plain softmax mixes by softmax(logits / T)."""
         return float(self.temperature) if self.relaxation.mode == "softmax" else 1.0
 
+    def chances(self) -> Tensor:
+        """The probability of every option, shape (C, K), differentiable in the logits."""
+        return probabilities(self._masked(), self.price_temperature())
+
     def probabilities(self) -> dict[str, Tensor]:
-        """For every choice of the space the probability of each option, shape (K,), differentiable in the logits."""
-        return self.parts(probabilities(self._masked(), self.price_temperature()))
+        """The same by choice, for every choice of the space: shape (K,) each."""
+        return self.parts(self.chances())
 
     def sample(self) -> Tensor:
         """A new sample: the weights of all options, shape (C, K)."""
@@ -81,11 +85,6 @@ class RelaxedChoices(nn.Module):
         """One-hot weights of the option at a position for every searched choice; shape (C, K)."""
         found = torch.tensor(positions, dtype=torch.int64, device=self.logits.device)
         return F.one_hot(found, self.logits.shape[1]).to(self.logits.dtype)
-
-    @torch.no_grad()
-    def relaxed(self) -> Tensor:
-        """The probabilities as weights, without gradients; shape (C, K)."""
-        return probabilities(self._masked(), self.price_temperature())
 
     def most_probable(self) -> list[int]:
         """Position of every searched choice's most probable option; of equal ones the dearest."""

@@ -64,6 +64,7 @@ class Supernet(nn.Module):
         self._architecture: Architecture | None = None
         self._relaxed = self._compiled = False
         self._costs: dict[str, Cost] = {}
+        self._rows: dict[str, Tensor] = {}
         self.multipliers = nn.ParameterDict()
         self._convert()
         self.to(next(self.model.parameters()).device)
@@ -212,7 +213,7 @@ class Supernet(nn.Module):
             if self._compiled and torch.is_grad_enabled() and not matrix.requires_grad:
                 matrix.requires_grad_()  # one compiled graph serves steps that train choices and steps that do not
         elif self._relaxed:
-            matrix = choices.relaxed()
+            matrix = choices.chances().detach()
         else:
             matrix = choices.discrete(self._positions())
         sample.weights, sample.mask = choices.parts(matrix), self._mask(matrix)
@@ -300,8 +301,18 @@ class Supernet(nn.Module):
 
     def cost(self, name: str, relative: bool = False) -> Tensor:
         """Expected cost under the choices' probabilities; shape (), differentiable. See `Cost.expectation`."""
-        value = self.cost_table(name).expectation({k: p.double() for k, p in self.probabilities().items()})
+        value = self._expectation(name, self.choices.chances())
         return value / reference_cost(self.space, name, functions=self.functions) if relative else value
+
+    def _expectation(self, name: str, chances: Tensor) -> Tensor:
+        cost, index = self.cost_table(name), self.choices.index
+        if not cost.choices:
+            return cost.expected_rows(chances).amax()
+        if name not in self._rows:
+            rows = [index.get(choice, len(index)) for choice in cost.choices]
+            self._rows[name] = torch.tensor(rows, device=chances.device)
+        probabilities = torch.cat([chances, self.only_option.detach()]).double()
+        return cost.expectation_of(probabilities.index_select(0, self._rows[name].to(chances.device)))
 
     def scores(self, method: str = "gradient") -> Scores:
         """Task benefit of every option, price removed, never falling towards the dearer options.
@@ -325,22 +336,13 @@ class Supernet(nn.Module):
 
     def _prices(self) -> dict[str, Tensor]:
         """Multiplier times the derivative of the log cost with respect to each option's probability, shape (K,)."""
-        found = {name: p.detach().double().requires_grad_() for name, p in self.probabilities().items()}
+        chances = self.choices.chances().detach().requires_grad_()
         with torch.enable_grad():
-            total = sum(
-                (
-                    state[0] * torch.log(self.cost_table(name).expectation(found))
-                    for name, state in self.multipliers.items()
-                ),
-                torch.zeros((), dtype=torch.float64, device=self.ranks.device),
-            )
-            if not total.requires_grad:
-                return {name: torch.zeros_like(p) for name, p in found.items()}
-            grads = torch.autograd.grad(total, list(found.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(p) if grad is None else grad.to(self.ranks.device)
-            for (name, p), grad in zip(found.items(), grads, strict=True)
-        }
+            total = chances.sum().double() * 0.0
+            for name, state in self.multipliers.items():
+                total = total + state[0] * torch.log(self._expectation(name, chances))
+            (prices,) = torch.autograd.grad(total, chances)
+        return self.choices.rows(prices)
 
     def most_probable(self) -> Architecture:
         """The argmax of every choice; it knows of no budget."""

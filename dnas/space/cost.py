@@ -107,7 +107,7 @@ class _Batch:
         shape = [max(factor.table.shape[axis] for factor, _ in pairs) for axis in range(axes)]
         tables = np.zeros((len(pairs), *shape))
         for i, (factor, _) in enumerate(pairs):
-            tables[(i, *map(slice, factor.table.shape))] = factor.table
+            tables[(i, *(slice(size) for size in factor.table.shape))] = factor.table
         choices = [torch.tensor([number[factor.choices[axis]] for factor, _ in pairs]) for axis in range(axes)]
         return _Batch(torch.from_numpy(tables), tuple(choices), torch.tensor([row for _, row in pairs]))
 
@@ -152,26 +152,30 @@ class Cost:
         Returns:
             shape (), differentiable.
         """
+        return self.expectation_of(pad_sequence([probabilities[name] for name in self.choices], batch_first=True))
+
+    def expectation_of(self, probabilities: Tensor) -> Tensor:
+        """As `expectation`, from the probabilities of `choices` in their order: shape (choices, K), padded by 0."""
         values = self.expected_rows(probabilities)
         return values[0] if len(values) == 1 else smooth_maximum(values)
 
-    def expected_rows(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """The exact expectation of every row, shape (rows,), from shape (K,) for every choice."""
-        names, batches = self._batches
-        first = next(iter(probabilities.values()))
-        values = torch.tensor(self.constants, dtype=first.dtype, device=first.device)
-        if names:
-            padded = pad_sequence([probabilities[name] for name in names], batch_first=True)
-            for batch in batches:
-                placed = batch.to(first)
-                values = values.index_add(0, placed.rows, placed.expectation(padded))
+    def expected_rows(self, probabilities: Tensor) -> Tensor:
+        """The exact expectation of every row, shape (rows,); probabilities as for `expectation_of`."""
+        values = torch.tensor(self.constants, dtype=probabilities.dtype, device=probabilities.device)
+        for batch in self._batches:
+            placed = batch.to(probabilities)
+            values = values.index_add(0, placed.rows, placed.expectation(probabilities))
         return values
 
     @cached_property
-    def _batches(self) -> tuple[tuple[str, ...], tuple[_Batch, ...]]:
-        """The choices that enter, in order, and all factors, those with equally many choices together."""
-        names = tuple(dict.fromkeys(name for row in self.rows for factor in row for name in factor.choices))
-        number = {name: i for i, name in enumerate(names)}
+    def choices(self) -> tuple[str, ...]:
+        """The choices that enter."""
+        return tuple(dict.fromkeys(name for row in self.rows for factor in row for name in factor.choices))
+
+    @cached_property
+    def _batches(self) -> tuple[_Batch, ...]:
+        """All factors, those with equally many choices together."""
+        number = {name: i for i, name in enumerate(self.choices)}
         found: dict[tuple[int, bool], list[tuple[Factor, int]]] = {}
         for row, factors in enumerate(self.rows):
             for factor in factors:
@@ -179,7 +183,7 @@ class Cost:
                 widest = max(shape, default=1)
                 alone = widest ** len(shape) > 100 * factor.table.size  # padding must not blow a table up
                 found.setdefault((len(shape), alone), []).append((factor, row))
-        return names, tuple(_Batch.of(pairs, number) for pairs in found.values())
+        return tuple(_Batch.of(pairs, number) for pairs in found.values())
 
 
 def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:
