@@ -103,7 +103,7 @@ class Optimiser:
         self.sgd.step()
         with torch.no_grad():
             if self._sizes:
-                torch._foreach_maximum_(self._sizes, self._floors)  # type: ignore[arg-type]
+                torch._foreach_maximum_(self._sizes, self._floors)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:

@@ -136,9 +136,8 @@ class Batches:
         if self.augment != "none":
             mirrored = flips.to(self.device) if self.augment == "crop_flip" else None
             images = shifted(images, moves.to(self.device), PADDING[self.augment], mirrored)
-        x = images.to(torch.float32, copy=True).mul_(self._scale).add_(self._offset)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        x = images.to(torch.float32, copy=True, memory_format=layout).mul_(self._scale).add_(self._offset)
         return x, self.split.labels.index_select(0, index).to(self.device)
 
 

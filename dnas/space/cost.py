@@ -107,7 +107,7 @@ class _Batch:
         shape = [max(factor.table.shape[axis] for factor, _ in pairs) for axis in range(axes)]
         tables = np.zeros((len(pairs), *shape))
         for i, (factor, _) in enumerate(pairs):
-            tables[(i, *(slice(size) for size in factor.table.shape))] = factor.table
+            tables[i][tuple(slice(size) for size in factor.table.shape)] = factor.table
         choices = [torch.tensor([number[factor.choices[axis]] for factor, _ in pairs]) for axis in range(axes)]
         return _Batch(torch.from_numpy(tables), tuple(choices), torch.tensor([row for _, row in pairs]))
 
