@@ -139,7 +139,7 @@ def hand_step(batch: Batch, widths: tuple[int, ...], naive: bool = False, compil
 
 
 def brevitas_step(batch: Batch, collecting: bool) -> Step:
-    """Brevitas' stock W4A4 layers, while they collect statistics (300 steps by default) or after it."""
+    """Brevitas' stock W4A4 layers, while they collect statistics (its first 300 steps by default) or after 20 such steps."""
     from brevitas import nn as qnn
     from brevitas.quant import Int8WeightPerChannelFloat
 
@@ -152,14 +152,14 @@ def brevitas_step(batch: Batch, collecting: bool) -> Step:
         elif isinstance(module, nn.Linear):
             new = qnn.QuantLinear(module.in_features, module.out_features, bias=True, **options)
         elif isinstance(module, nn.ReLU):
-            new = qnn.QuantReLU(bit_width=4)
+            new = qnn.QuantReLU(bit_width=4, collect_stats_steps=300 if collecting else 20)
         else:
             continue
         replace_module(model, name, new)
     model.to(batch.x.device).train()
     step = _sgd(model, batch)
     if not collecting:
-        for _ in range(301):
+        for _ in range(21):
             step()
     return step
 

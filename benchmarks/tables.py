@@ -24,8 +24,59 @@ def _row(found: dict[str, Any]) -> str:
     )
 
 
+OVERHEAD = {
+    "float": "float, eager",
+    "float, channels last": "float, eager, channels last",
+    "float, compiled": "float, compiled",
+    "by hand W4A4": "LSQ by hand W4A4, eager",
+    "by hand W4A4, compiled": "LSQ by hand W4A4, compiled",
+    "brevitas W4A4": "Brevitas W4A4",
+    "brevitas W4A4, collecting": "Brevitas W4A4, its first 300 steps",
+    "by hand, mixture of 3x3": "mixture by hand, {2,4,8} x {2,4,8}",
+    "by hand, one convolution per pair of 3x3": "one convolution per pair, {2,4,8} x {2,4,8}",
+    "hgq2": "HGQ2 (Keras on torch)",
+    "dnas fixed W4A4": "**dnas** fixed W4A4, eager",
+    "dnas fixed W4A4, compiled": "**dnas** fixed W4A4, compiled",
+    "dnas search": "**dnas** search, {2,4,8} x {2,4,8} x 4 filter counts, eager",
+    "dnas search, default layout": "the same, images not in channels-last",
+    "dnas search, soft mixture": "the same, all options mixed in every step",
+    "dnas search, compiled": "**dnas** search, compiled",
+}
+
+
+def _overhead(content: dict[str, Any]) -> str:
+    """Time of a step in eager float steps, and peak memory."""
+    networks = content["networks"]
+    lines = ["| training step | " + " | ".join(f"{name}, time" for name in networks) + " | ResNet-8, peak MB |"]
+    lines[0] = lines[0].replace("resnet", "ResNet-")
+    lines.append("| --- " * (len(networks) + 2) + "|")
+    for name, label in OVERHEAD.items():
+        found = [times.get(name) for times in networks.values()]
+        if found[0] is not None:
+            shown = " | ".join(f"{value['ratio']:.2f}" if value else "" for value in found)
+            lines.append(f"| {label} | {shown} | {found[0].get('peak_mb', '')} |")
+    return "\n".join(lines)
+
+
+def _gradient(content: dict[str, Any]) -> str:
+    """Accuracy of searches that draw one option per step beside those with the exact gradient."""
+    lines = ["| budget | one option per step (default) | exact gradient | difference, paired | n |", "| --- " * 5 + "|"]
+    for budget, label in (("w2a2", "6.91 % (W2A2's BOPs)"), ("w3a3", "14.9 % (W3A3's BOPs)")):
+        found = content["summary"].get(budget)
+        if found:
+            modes = [f"{found[m]['mean']:.2f} ± {found[m]['sd']:.2f}" for m in ("default", "exact")]
+            pair = found["default_minus_exact"]
+            interval = f"{pair['mean']:+.2f}, 95 % interval {pair['low']:+.2f} to {pair['high']:+.2f}"
+            lines.append(f"| {label} | {modes[0]} | {modes[1]} | {interval} | {pair['n']} |")
+    return "\n".join(lines)
+
+
 def table(content: dict[str, Any]) -> str:
     """A result file as Markdown."""
+    if content["type"] == "dnas.Overhead":
+        return _overhead(content)
+    if content["type"] == "dnas.Gradient":
+        return _gradient(content)
     if content["type"] == "dnas.Pareto":
         (network,) = content["networks"]
         rows = [network["float"], *sorted(network["groups"], key=lambda g: list(LABELS).index(g["method"]))]

@@ -100,11 +100,14 @@ def start_compiled(training: Training, epoch: int) -> bool:
     """Compiles a training and tries one step, which leaves no trace; False, with a warning, where that fails."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     kernel_available()  # a graph uses it only where it is loaded
+    torch._dynamo.reset()  # graphs of trainings that are over count towards the limit of graphs per function
     before = copy.deepcopy(training.state())
     training.model.train()
     try:
         training.compile()
-        training.step(next(iter(training.batches(epoch))), 0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about its own compiler
+            training.step(next(iter(training.batches(epoch))), 0.0)
         return True
     except Exception as error:  # a compiler is allowed to fail on any network: training goes on without it
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -228,6 +231,8 @@ class Engine:
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), console=self.console, disable=not self.config.progress or self.rank > 0,
         )  # fmt: skip
+        if compiled:
+            self.console.print(f"{training.name}: compiled (engine.compile={self.config.compile})")
         stance = torch.compiler.set_stance("force_eager" if wanted and not compiled else "default")
         with bar, stance:
             task = bar.add_task(

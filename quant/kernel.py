@@ -3,10 +3,10 @@
 import hashlib
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -39,37 +39,36 @@ def _library() -> Path:
     return cache_folder() / f"kernel_{digest}.so"
 
 
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _compile(library: Path) -> None:
+    """Compiles in a process and a folder of their own and moves the result into place: one killed leaves no lock behind.
 
-
-def _build(library: Path) -> None:
-    """Compiles in a folder of its own and moves the result into place: a build that is killed leaves no lock behind."""
-    import ninja
-    from torch.utils.cpp_extension import load  # imports setuptools: only where something is to be built
-
+    Raises:
+        RuntimeError: the last line that the compiler said.
+    """
     library.parent.mkdir(parents=True, exist_ok=True)
-    path = os.environ.get("PATH", "")
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _environment(PATH=f"{ninja.BIN_DIR}:{path}"):
-        load(
-            name="dnas_kernel",
-            sources=[str(SOURCE)],
-            extra_cflags=list(FLAGS),
-            extra_ldflags=["-fopenmp"],
-            build_directory=folder,
-            is_python_module=False,
-        )
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        command = [sys.executable, "-P", __file__, folder]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode:
+            lines = [line for line in (found.stdout + found.stderr).splitlines() if line.strip()]
+            reasons = [line for line in lines if "error" in line.lower()]
+            raise RuntimeError((reasons or lines or ["the compiler said nothing"])[-1].strip())
         os.replace(Path(folder) / "dnas_kernel.so", library)
+
+
+def _compile_here(folder: str) -> None:
+    import ninja
+    from torch.utils.cpp_extension import load
+
+    os.environ["PATH"] = f"{ninja.BIN_DIR}:{os.environ.get('PATH', '')}"  # a venv that is not activated is not in it
+    load(
+        name="dnas_kernel",
+        sources=[str(SOURCE)],
+        extra_cflags=list(FLAGS),
+        extra_ldflags=["-fopenmp"],
+        build_directory=folder,
+        is_python_module=False,
+    )
 
 
 def _describe() -> None:
@@ -105,14 +104,16 @@ def kernel_available() -> bool:
 @cache
 def _load() -> bool:
     global _loaded
-    if os.environ.get(SWITCH) == "plain":
+    switch = os.environ.get(SWITCH, "auto")
+    if switch not in ("auto", "plain"):
+        raise ValueError(f"{SWITCH}={switch}; allowed: auto, plain")
+    if switch == "plain":
         return False
     try:
         library = _library()
-        if library.exists():
-            torch.ops.load_library(str(library))
-        else:
-            _build(library)
+        if not library.exists():
+            _compile(library)
+        torch.ops.load_library(str(library))
         _describe()
         _loaded = True
     except Exception as error:  # whatever a foreign tool chain does, training goes on
@@ -124,3 +125,7 @@ def _load() -> bool:
             stacklevel=2,
         )
     return _loaded
+
+
+if __name__ == "__main__":
+    _compile_here(sys.argv[1])

@@ -1,7 +1,7 @@
 """The mixture of K quantised versions of one tensor: the forward pass of every relaxed and of every fixed bit width.
 
-This file defines it in plain torch, which is also what `torch.compile` fuses; on CPUs a C++ kernel computes the same
-outside of compiled graphs.
+This file defines it in plain torch. On CPUs a C++ kernel computes the same; in a compiled graph it computes the gradients,
+while the forward pass of one option is left to the compiler, which fuses it with whatever makes x.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tup
     """Weight, step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
     if len(weights) == 1:
         return weights[0], steps[0], lower[0], upper[0]
-    return weights.sum(), weights @ steps, weights @ lower, weights @ upper
+    with torch.autocast(weights.device.type, enabled=False):  # a product in bf16 would round the step
+        return weights.sum(), weights @ steps, weights @ lower, weights @ upper
 
 
 def _option_backward(grad: Tensor, x: Tensor, step: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,9 +91,8 @@ class _Mixture(torch.autograd.Function):
         steps = steps.clamp_min(MIN_STEP)  # its gradient passes, so that a step that fell below can come back
         ctx.save_for_backward(x, weights, steps, lower, upper)
         ctx.hard, ctx.elements = hard, elements
-        if _fast(x) and not (
-            hard and torch.compiler.is_compiling()
-        ):  # one option: the compiler fuses it with its source
+        fused = hard and torch.compiler.is_compiling()
+        if _fast(x) and not fused:
             found: Tensor = torch.ops.dnas.mixture_forward(x, weights, steps, lower, upper)
             return found
         return _forward(x, weights, steps, lower, upper, hard)

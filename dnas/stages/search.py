@@ -57,6 +57,10 @@ def search(run: Run) -> None:
     scoring = time.perf_counter() - start - sum(numbers["seconds"] for numbers in history[done:])
     run.folder.write_json(
         "search.json",
-        {"history": history, "seconds": epochs + scoring, "images": images * (2 if level_two else 1)},
+        {
+            "history": history,
+            "seconds": epochs + scoring,
+            "images": round(images * (2 - config.search.warmup)) if level_two else images,
+        },
     )
     write_atomically(run.folder.file("scores.json"), scores.to_json())

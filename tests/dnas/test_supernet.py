@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from torch import Tensor, nn
 
 import dnas
+import quant.mixture
 from dnas.search.budget import Budget
 from dnas.search.mixed import MixedLayer
 from dnas.search.relax import MODES, Relaxation
@@ -20,6 +21,7 @@ from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost
+from quant.kernel import kernel_available
 
 
 def make(model: nn.Module | None = None, mode: str = "gumbel_hard", seed: int = 0) -> Supernet:
@@ -307,6 +309,24 @@ def test_calibration_fits_this_data() -> None:
     supernet.calibrate(example(model)[0] * 10)
     assert supernet.mixed_layer("a").activation.steps[0].item() == pytest.approx(10 * before, rel=1e-4)
     assert [module.training for module in supernet.modules()] == modes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_kernel_computes_what_plain_torch_computes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step in double precision: loss, and gradients of weights, steps and choices."""
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(quant.mixture, "kernel_available", lambda fast=fast: fast and kernel_available())
+        torch.manual_seed(5)
+        supernet = make(Residual(), mode).train().double()
+        loss = F.cross_entropy(supernet(example(supernet.model)[0].double()), torch.arange(4))
+        loss.backward()
+        found.append(
+            {name: p.grad for name, p in supernet.named_parameters() if p.grad is not None} | {"": loss.detach()}
+        )
+    assert found[0].keys() == found[1].keys() >= {"choices.logits"}
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_relaxations_that_do_not_exist() -> None:

@@ -168,3 +168,12 @@ def test_half_precision_keeps_eight_bit_codes(generator: torch.Generator) -> Non
     x = torch.randn(50, generator=generator).bfloat16()
     got = mixture(x, torch.tensor([0.0, 0.0, 1.0]), torch.full((3,), 0.013), *BOUNDS, hard=True)
     assert torch.equal(got, quantize(x.float(), torch.tensor(0.013), SPECS[2]))
+
+
+@pytest.mark.usefixtures("backend")
+def test_autocast_does_not_round_steps(generator: torch.Generator) -> None:
+    x = torch.randn(4, 50, generator=generator)
+    weights, steps = torch.tensor([0.0, 1.0, 0.0]), torch.rand(3, 4, generator=generator) / 9 + 0.01
+    want = mixture(x, weights, steps, *BOUNDS, hard=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixture(x, weights, steps, *BOUNDS, hard=True), want)

@@ -1,0 +1,204 @@
+"""torch.compile: the same numbers, one graph for every sample and every width, no trace of the trial, decided once."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Residual, example
+from torch import Tensor
+
+import dnas
+import dnas.engine
+from dnas.board import Board
+from dnas.checkpoint import load_state
+from dnas.engine import COMPILE_FROM, Engine, EngineConfig, start_compiled
+from dnas.loaders import LoaderBatches
+from dnas.search.relax import Relaxation
+from dnas.search.supernet import Supernet
+from dnas.search.training import SearchConfig, SearchTraining
+from dnas.supervised import SupervisedTraining
+from quant.brevitas import LearnedStepQuant
+
+pytestmark = [  # torch's own, about its compiler
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
+CPU = torch.device("cpu")
+QUIET = EngineConfig(device="cpu", progress=False, compile="never")
+
+
+@pytest.fixture(autouse=True)
+def fresh_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def supernet(mode: str = "gumbel_hard") -> Supernet:
+    torch.manual_seed(0)
+    model = Residual()
+    space = dnas.build_space(model, example(model), (2, 4, 8), (2, 4, 8), (0.5, 1.0))
+    return Supernet(model, space, Relaxation(mode=mode), seed=3).train()
+
+
+def losses(net: Supernet, steps: int, x: Tensor) -> list[float]:
+    """Steps of everything together under a budget."""
+    optimiser, budget = torch.optim.SGD(net.parameters(), lr=0.01), dnas.Budget(bops=0.1)
+    found = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(net(x), torch.arange(len(x)) % 10) + budget.penalty(net)
+        loss.backward()
+        optimiser.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["gumbel_hard", "softmax"])
+def test_a_compiled_search_is_the_eager_one_and_never_recompiles(mode: str) -> None:
+    eager, x = supernet(mode), example(Residual())[0]
+    compiled = copy.deepcopy(eager)
+    compiled.compile(dynamic=False)
+    wanted = losses(eager, 6, x)
+    found = losses(compiled, 1, x)
+    with torch.compiler.set_stance("fail_on_recompile"):  # other samples, and steps that train no choice
+        found += losses(compiled, 5, x)
+        compiled.choices.logits.requires_grad_(False)
+        compiled(x).sum().backward()
+    assert found == pytest.approx(wanted, rel=1e-4)
+    for (name, a), b in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_steps_that_train_no_choice_leave_the_scores_alone_when_compiled() -> None:
+    net, x = supernet(), example(Residual())[0]
+    net.compile(dynamic=False)
+    net.choices.logits.requires_grad_(False)
+    net(x).sum().backward()
+    assert net.choices.logits.grad is None
+    assert float(net.choices.benefit_weight) == 0
+
+
+def test_evaluation_is_eager_and_a_copy_is_not_compiled() -> None:
+    net, x = supernet(), example(Residual())[0]
+    before = net.eval()(x)
+    net.compile(dynamic=False)
+    calls = torch._dynamo.utils.counters["frames"]["total"]
+    assert torch.equal(net(x), before)
+    with torch.no_grad(), net.evaluate_as(net.most_probable()):
+        assert torch.equal(net(x), before)
+    assert torch.equal(copy.deepcopy(net).eval()(x), before)
+    assert torch._dynamo.utils.counters["frames"]["total"] == calls
+
+
+def loader(x: Tensor, count: int) -> LoaderBatches:
+    return LoaderBatches([(x, torch.arange(len(x)) % 10)] * count, CPU)
+
+
+def search_training(compile: str = "never", steps: int = 2) -> tuple[SearchTraining, Engine]:
+    net, x = supernet(), example(Residual())[0]
+    engine = Engine(EngineConfig(device="cpu", progress=False, compile=compile))
+    config = SearchConfig(epochs=2, warmup=0.0, distill=0.0)
+    batches = loader(x, steps)
+    return SearchTraining(
+        net, dnas.Budget(bops=0.1), batches, batches, batches, None, config, engine, Board(None)
+    ), engine
+
+
+def fixed_training(engine: Engine, bits: int = 4) -> SupervisedTraining:
+    net, x = supernet(), example(Residual())[0]
+    model = dnas.realise(net, dnas.uniform_architecture(net.space, bits, bits))
+    steps = [module.step for module in model.modules() if isinstance(module, LearnedStepQuant)]
+    config = SearchConfig().optimiser
+    return SupervisedTraining("retrain", model, loader(x, 2), loader(x, 1), 2, config, engine, steps)
+
+
+def flat(state: Any) -> list[Any]:
+    """Tensors and values of a nested state, in order."""
+    if isinstance(state, dict):
+        return [leaf for key in state for leaf in flat(state[key])]
+    if isinstance(state, list | tuple):
+        return [leaf for value in state for leaf in flat(value)]
+    return [state]
+
+
+@pytest.mark.parametrize("kind", ["search", "retrain"])
+def test_the_trial_leaves_no_trace(kind: str) -> None:
+    training: Any = search_training()[0] if kind == "search" else fixed_training(Engine(QUIET))
+    before = copy.deepcopy(training.state())
+    assert start_compiled(training, 0)
+    for a, b in zip(flat(before), flat(training.state()), strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def test_a_compiled_retraining_serves_every_width_with_one_graph() -> None:
+    eager, compiled = fixed_training(Engine(QUIET)), fixed_training(Engine(QUIET))
+    assert start_compiled(compiled, 0)
+    batch = next(iter(eager.batches(0)))
+    wanted = [float(eager.step(batch, 0.5)["loss"]) for _ in range(4)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert [float(compiled.step(batch, 0.5)["loss"]) for _ in range(4)] == pytest.approx(wanted, rel=1e-4)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    hits = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"]
+    assert start_compiled(fixed_training(Engine(QUIET), bits=2), 0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
+    assert torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"] > hits  # traced again, but compiled once
+
+
+def test_a_network_that_does_not_compile_is_trained_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(self: Any) -> None:
+        raise RuntimeError("\n  a graph too odd\n")
+
+    monkeypatch.setattr(SearchTraining, "compile", fail)
+    training, engine = search_training("always")
+    with pytest.warns(RuntimeWarning, match=r"a graph too odd.*engine\.compile=never"):
+        history = engine.fit(training, tmp_path / "state", Board(None), 0)
+    assert len(history) == 2
+    assert load_state(tmp_path / "state")["compiled"] is False
+
+
+@pytest.mark.parametrize(("setting", "steps", "wanted"), [
+    ("auto", 2, False), ("auto", COMPILE_FROM // 2, True), ("always", 2, True), ("never", COMPILE_FROM, False),
+])  # fmt: skip
+def test_the_number_of_steps_decides(setting: str, steps: int, wanted: bool) -> None:
+    training, engine = search_training(setting, steps)
+    assert training.epochs * training.steps() == 2 * steps
+    assert engine._compiles(training) is wanted
+
+
+@pytest.mark.parametrize(("first", "second"), [("always", "never"), ("never", "always")])
+def test_a_resumed_run_does_as_it_began(
+    first: str, second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def pretend(training: Any, epoch: int) -> bool:
+        asked.append(training.name)
+        return True
+
+    monkeypatch.setattr(dnas.engine, "start_compiled", pretend)
+    training, engine = search_training(first)
+    training.epochs = 1
+    engine.fit(training, tmp_path / "state", Board(None), 0)
+    assert load_state(tmp_path / "state")["compiled"] is (first == "always")
+    asked.clear()
+    resumed, other = search_training(second)
+    other.fit(resumed, tmp_path / "state", Board(None), 0)
+    assert asked == (["search"] if first == "always" else [])
+
+
+def test_settings_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"engine\.compile.*'auto', 'always', 'never'"):
+        EngineConfig(compile="yes")
+
+
+def test_counting_is_honest() -> None:
+    """The counters that the tests above rely on move when a graph is made."""
+    function: Callable[[Tensor], Tensor] = torch.compile(lambda x: x * 2 + 1, backend="eager")
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    function(torch.ones(2))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1

@@ -1,0 +1,98 @@
+"""The training twin: what is trained in it is trained in the network of Brevitas layers, bit for bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quant.brevitas import LearnedStepActivation, is_fixed, plain_layer
+from quant.layers import FixedLayer, apply_layer, training_twin
+from tests.quant.quantised_networks import Residual, Sequence, act, fix, images, network
+
+Kind = type[Residual] | type[Sequence]
+KINDS = (Residual, Sequence)
+
+
+def train(run: nn.Module, model: nn.Module, x: Tensor, steps: int = 4) -> list[float]:
+    """Losses of SGD on the parameters of `model`, through `run`."""
+    run.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(run(x), torch.arange(len(x)) % 7)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_the_twin_trains_the_network_bit_for_bit(kind: Kind) -> None:
+    model = network(kind)
+    other, x = copy.deepcopy(model), images(kind, 6)
+    twin = training_twin(model)
+    assert train(twin, model, x) == train(other, other, x)
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), other.eval()(x))
+        assert torch.equal(twin.eval()(x), other(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_and_buffers_are_the_same_objects(kind: Kind) -> None:
+    model = network(kind)
+    twin = training_twin(model)
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
+    own = {id(b) for b in model.buffers() if b.dim() > 0}
+    assert {id(m.running_mean) for m in twin.modules() if isinstance(m, nn.BatchNorm2d)} <= own
+    assert not any(is_fixed(module) or isinstance(module, LearnedStepActivation) for module in twin.modules())
+    assert sum(isinstance(module, FixedLayer) for module in twin.modules()) == sum(map(is_fixed, model.modules()))
+
+
+def test_layers_that_share_a_quantiser_share_it_in_the_twin() -> None:
+    twin: Any = training_twin(network(Residual))
+    assert twin.block["conv1"].activation is twin.block["down"].activation
+    assert twin.block["conv1"].activation is not twin.block["depth"].activation
+
+
+class References(nn.Module):
+    """Keeps a layer in a list beside its registration, and one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = fix(nn.Linear(6, 6), 4, act(4, True))
+        self.two = self.one
+        self.order = [self.one, self.two]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.order:
+            x = layer(x)
+        return x
+
+
+def test_references_outside_of_the_module_tree_lead_to_the_twin() -> None:
+    model = References()
+    twin: Any = training_twin(model)
+    assert twin.order[0] is twin.one is twin.two
+    assert isinstance(twin.one, FixedLayer)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(twin(x), model(x))
+
+
+def test_a_float_network_gets_a_twin_as_well() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    twin = training_twin(model)
+    assert twin is not model
+    assert twin[0].weight is model[0].weight
+
+
+def test_what_is_no_layer() -> None:
+    with pytest.raises(TypeError, match="BatchNorm1d"):
+        plain_layer(nn.BatchNorm1d(3))
+    with pytest.raises(TypeError, match="BatchNorm1d"):
+        apply_layer(nn.BatchNorm1d(3), torch.zeros(1, 3), torch.zeros(3))
