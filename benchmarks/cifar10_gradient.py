@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_gradient.json"
 BUDGETS = {"w2a2": 0.0691, "w3a3": 0.149}
 MODES = {"default": "gumbel_hard", "exact": "softmax"}
-IMAGES = 20_000
+IMAGES = 12_000
 
 
 def dnas(folder: Path, *arguments: str) -> None:

@@ -215,15 +215,21 @@ def main() -> None:
         for name in times:
             if network == "resnet8" or name in ("float", "brevitas W4A4", "dnas search", "dnas fixed W4A4"):
                 times[name]["peak_mb"] = round(memory(network, name, device))
+        _write(content, device)
     content["outside"] = outside(3 * given.rounds, device)
     content["depth"] = depth(max(given.rounds // 2, 3), device)
+    _write(content, device)
+
+
+def _write(content: dict[str, Any], device: torch.device) -> None:
+    """After every section: what was measured is not lost with what comes after it."""
+    from overhead_plot import plot
+
     RESULTS.mkdir(exist_ok=True)
     name = "overhead" if device.type == "cpu" else f"overhead_{device.type}"
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    from overhead_plot import plot
-
     plot(content, RESULTS / f"{name}.png")
-    print(f"written: {RESULTS / name}.json and .png")
+    print(f"written: {RESULTS / name}.json and .png", flush=True)
 
 
 if __name__ == "__main__":

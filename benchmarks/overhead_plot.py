@@ -38,7 +38,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
     left.legend(frameon=False, loc="lower left", fontsize=8)
     middle.set_title("ResNet-8, peak memory of the process")
     middle.set_ylabel("MB")
-    found = {DEPTHS[name]: value["search"]["ratio"] for name, value in content["depth"].items()}
+    found = {DEPTHS[name]: value["search"]["ratio"] for name, value in content.get("depth", {}).items()}
     right.plot(list(found), list(found.values()), "o-", color=BLUE)
     right.set_xscale("log")
     right.set_xticks(list(found), [str(depth) for depth in found])

@@ -32,6 +32,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet110": resnet110,
 }
 WIDTHS = {1: (4,), 2: (4, 8), 3: (2, 4, 8), 5: (2, 3, 4, 6, 8), 8: (2, 3, 4, 5, 6, 7, 8, 9)}
+RATE = 1e-5  # so that untrained deep networks stay as they are: only the time counts
 SHARES = (0.25, 0.5, 0.75, 1.0)
 QUANTISED = (nn.Conv2d, nn.Linear)
 
@@ -50,7 +51,7 @@ class Batch:
 
 def _sgd(model: nn.Module, batch: Batch, compiled: bool = False) -> Step:
     """Forward, cross-entropy, backward, SGD."""
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9)
     if compiled:
         model.compile(dynamic=False)
 
@@ -193,8 +194,8 @@ def search_step(
     net, budget = supernet(batch, widths, shares, mode), dnas.Budget(bops=0.1)
     trained = {id(p) for p in net.weight_parameters()}
     named = [(name, p) for name, p in net.named_parameters() if id(p) in trained]
-    optimiser = Optimiser(named, net.step_parameters(), OptimiserConfig(lr=0.01))
-    adam = torch.optim.Adam(net.choice_parameters(), lr=0.01)
+    optimiser = Optimiser(named, net.step_parameters(), OptimiserConfig(lr=RATE))
+    adam = torch.optim.Adam(net.choice_parameters(), lr=RATE)
     if compiled:
         net.compile(dynamic=False)
     net.choices.logits.requires_grad_(choices)
@@ -216,7 +217,7 @@ def fixed_step(batch: Batch, bits: int = 4, compiled: bool = False, twin: bool =
     net = supernet(batch, WIDTHS[3])
     model = dnas.realise(net, dnas.uniform_architecture(net.space, bits, bits)).train()
     steps = [module.step for module in model.modules() if isinstance(module, LearnedStepQuant)]
-    optimiser = Optimiser(model.named_parameters(), steps, OptimiserConfig(lr=0.01))
+    optimiser = Optimiser(model.named_parameters(), steps, OptimiserConfig(lr=RATE))
     run = training_twin(model) if twin else model
     if compiled:
         run.compile(dynamic=False)
@@ -260,7 +261,7 @@ def hgq_step(network: str, batch: Batch) -> Step:
         x = keras.layers.GlobalAveragePooling2D()(x)
         model = keras.Model(inputs, QDense(10)(x))
     images = batch.x.permute(0, 2, 3, 1).contiguous()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
 
     def step() -> None:
         optimiser.zero_grad()

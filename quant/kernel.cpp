@@ -137,15 +137,11 @@ Tensor mixture_forward(const Tensor& tensor, const Tensor& weights, const Tensor
   return y;
 }
 
-// The gradients of x, of the weights (K,) and of the steps (shaped like them; without LSQ's scale).
-std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, const Tensor& tensor, const Tensor& weights,
-                                                    const Tensor& steps, const Tensor& lower, const Tensor& upper,
-                                                    bool need_weights) {
-  const Tensor x = dense(tensor, steps);
-  const Tensor grad = upstream.strides() == x.strides() ? upstream : at::empty_like(x).copy_(upstream);
-  Tensor grad_x = at::empty_like(x), grad_weights = at::zeros(weights.sizes(), weights.options()),
-         grad_steps = at::zeros(steps.sizes(), steps.options());
-  if (x.numel() == 0) return {grad_x, grad_weights, grad_steps};
+// Writes the gradient of x; returns those of the weights (K,) and steps (shaped like them; without LSQ's scale).
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& grad_x, const Tensor& x, const Tensor& weights,
+                                     const Tensor& steps, const Tensor& lower, const Tensor& upper, bool need_weights) {
+  Tensor grad_weights = at::zeros(weights.sizes(), weights.options()), grad_steps = at::zeros(steps.sizes(), steps.options());
+  if (x.numel() == 0) return {grad_weights, grad_steps};
   const int64_t rows = rows_of(steps), K = weights.numel();
   const Blocks blocks(rows, x.numel() / rows);
   std::vector<double> sums(blocks.count() * 2 * K, 0.0);
@@ -154,10 +150,12 @@ std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, cons
     const scalar_t *in = x.data_ptr<scalar_t>(), *up = grad.data_ptr<scalar_t>(), *step = steps.data_ptr<scalar_t>();
     scalar_t* out = grad_x.data_ptr<scalar_t>();
     at::parallel_for(0, blocks.count(), GRAIN, [&](int64_t begin, int64_t end) {
+      scalar_t result[BLOCK];  // grad_x may be grad
       for (int64_t b = begin; b < end; ++b) {
         const int64_t at = blocks.start(b);
-        backward_block(in + at, up + at, out + at, blocks.length(b), all, step + blocks.row(b), rows, need_weights,
+        backward_block(in + at, up + at, result, blocks.length(b), all, step + blocks.row(b), rows, need_weights,
                        &sums[b * 2 * K]);
+        std::copy(result, result + blocks.length(b), out + at);
       }
     });
     for (int64_t k = 0; k < K; ++k) {
@@ -171,7 +169,32 @@ std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, cons
       for (int64_t r = 0; r < rows; ++r) grad_steps.data_ptr<scalar_t>()[k * rows + r] = static_cast<scalar_t>(slopes[r]);
     }
   });
+  return {grad_weights, grad_steps};
+}
+
+// The gradients of x, weights and steps.
+std::tuple<Tensor, Tensor, Tensor> mixture_backward(const Tensor& upstream, const Tensor& tensor, const Tensor& weights,
+                                                    const Tensor& steps, const Tensor& lower, const Tensor& upper,
+                                                    bool need_weights) {
+  const Tensor x = dense(tensor, steps);
+  const Tensor grad = upstream.strides() == x.strides() ? upstream : at::empty_like(x).copy_(upstream);
+  Tensor grad_x = at::empty_like(x);
+  auto [grad_weights, grad_steps] = gradients(grad, grad_x, x, weights, steps, lower, upper, need_weights);
   return {grad_x, grad_weights, grad_steps};
+}
+
+// As mixture_backward, with the gradient of x in place of the upstream gradient.
+std::tuple<Tensor, Tensor> mixture_backward_(Tensor& grad, const Tensor& tensor, const Tensor& weights,
+                                             const Tensor& steps, const Tensor& lower, const Tensor& upper,
+                                             bool need_weights) {
+  const Tensor x = dense(tensor, steps);
+  if (grad.strides() != x.strides()) {
+    auto [grad_x, grad_weights, grad_steps] = mixture_backward(grad, tensor, weights, steps, lower, upper, need_weights);
+    grad.copy_(grad_x);
+    return {grad_weights, grad_steps};
+  }
+  auto [grad_weights, grad_steps] = gradients(grad, grad, x, weights, steps, lower, upper, need_weights);
+  return {grad_weights, grad_steps};
 }
 
 }  // namespace
@@ -183,9 +206,14 @@ TORCH_LIBRARY(dnas, m) {
       "mixture_backward(Tensor grad, Tensor x, Tensor weights, Tensor steps, Tensor lower, Tensor upper, "
       "bool need_weights) -> (Tensor, Tensor, Tensor)",
       tags);
+  m.def(
+      "mixture_backward_(Tensor(a!) grad, Tensor x, Tensor weights, Tensor steps, Tensor lower, Tensor upper, "
+      "bool need_weights) -> (Tensor, Tensor)",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(dnas, CPU, m) {
   m.impl("mixture_forward", mixture_forward);
   m.impl("mixture_backward", mixture_backward);
+  m.impl("mixture_backward_", mixture_backward_);
 }

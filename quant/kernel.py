@@ -88,6 +88,12 @@ def _describe() -> None:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return like(x, steps), torch.empty_like(weights), torch.empty_like(steps)
 
+    @torch.library.register_fake("dnas::mixture_backward_")
+    def _(
+        grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
+    ) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(weights), torch.empty_like(steps)
+
 
 _loaded = False
 

@@ -102,7 +102,10 @@ class _Mixture(torch.autograd.Function):
         (grad,) = grads
         x, weights, steps, lower, upper = ctx.saved_tensors
         choices = ctx.needs_input_grad[1]
-        if _fast(x):
+        if _fast(x) and torch.compiler.is_compiling() and steps.dim() == 1:
+            grad_x = grad  # the compiler copies it first where something else still needs it
+            grad_weights, slopes = torch.ops.dnas.mixture_backward_(grad, x, weights, steps, lower, upper, choices)
+        elif _fast(x):
             grad_x, grad_weights, slopes = torch.ops.dnas.mixture_backward(
                 grad, x, weights, steps, lower, upper, choices
             )
