@@ -22,6 +22,8 @@ from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining
 from dnas.supervised import SupervisedTraining
 from quant.brevitas import LearnedStepQuant
+from quant.kernel import kernel_available
+from quant.mixture import mixture
 
 pytestmark = [  # torch's own, about its compiler
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -189,6 +191,22 @@ def test_a_resumed_run_does_as_it_began(
     resumed, other = search_training(second)
     other.fit(resumed, tmp_path / "state", Board(None), 0)
     assert asked == (["search"] if first == "always" else [])
+
+
+def test_a_gradient_that_others_need_is_not_overwritten() -> None:
+    """The quantiser's gradient takes the place of the one above it only where nothing else reads that."""
+
+    def function(x: Tensor, z: Tensor) -> Tensor:
+        lower, upper = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 15.0])
+        y = mixture(x.relu(), torch.tensor([1.0, 0.0]), torch.full((2,), 0.1), lower, upper, True, hard=True)
+        return (y + z).square().sum() + (y * z.sin()).sum()
+
+    assert kernel_available()
+    x, z = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind(0)
+    wanted = torch.autograd.grad(function(x, z), (x, z))
+    found = torch.autograd.grad(torch.compile(function)(x, z), (x, z))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_settings_that_do_not_exist() -> None:
