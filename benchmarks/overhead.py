@@ -43,6 +43,7 @@ from dnas.run import source_commit  # noqa: E402
 RESULTS = HERE / "results"
 BATCH = 64
 PER_VISIT = 4
+SECTIONS = ("networks", "outside", "depth")
 
 
 def variants(network: str, device: torch.device) -> dict[str, Callable[[], Step]]:
@@ -154,6 +155,9 @@ def depth(rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
     found = {}
     for network in ("resnet8", "resnet20", "resnet56", "resnet110"):
         batch = Batch(network, BATCH, device)
+        with torch.no_grad():  # untrained blocks at full strength would blow gradients up along 110 layers
+            for parameter in (p for n, p in batch.model.named_parameters() if n.endswith("bn2.weight")):
+                parameter.fill_(0.1)
         pair = {"float": lambda b=batch: float_step(b), "search": lambda b=batch: search_step(b)}
         times = measure(pair, rounds, device)
         ratios(times)
@@ -193,6 +197,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network", choices=("resnet8", "resnet20"), default=None, help="only this one")
+    parser.add_argument("--section", choices=SECTIONS, default=None, help="only this one, beside what is there already")
     parser.add_argument("--peak", default=None, help="print the peak memory of one variant (used by the script itself)")
     given = parser.parse_args()
     device = torch.device(given.device)
@@ -203,22 +208,37 @@ def main() -> None:
         return
     networks = [given.network] if given.network else ["resnet8", "resnet20"]
     content: dict[str, Any] = {"type": "dnas.Overhead", "version": 1, "machine": machine(), "networks": {}}
-    for network in networks:
-        builders = variants(network, device)
-        if network != "resnet8":
-            left_out = ("growth", "brevitas W4A4, c", "dnas search, d")
-            builders = {name: build for name, build in builders.items() if not name.startswith(left_out)}
-        times = measure(builders, given.rounds, device)
-        ratios(times)
-        content["networks"][network] = times
-        content.setdefault("import_mb", memory(network, "import", device))
-        for name in times:
-            if network == "resnet8" or name in ("float", "brevitas W4A4", "dnas search", "dnas fixed W4A4"):
-                times[name]["peak_mb"] = round(memory(network, name, device))
+    if given.section:
+        content = json.loads(_path(device).read_text(encoding="utf-8"))
+    if given.section in (None, "networks"):
+        for network in networks:
+            content["networks"][network] = _network(network, given.rounds, device)
+            content.setdefault("import_mb", memory(network, "import", device))
+            _write(content, device)
+    if given.section in (None, "outside"):
+        content["outside"] = outside(3 * given.rounds, device)
         _write(content, device)
-    content["outside"] = outside(3 * given.rounds, device)
-    content["depth"] = depth(max(given.rounds // 2, 3), device)
-    _write(content, device)
+    if given.section in (None, "depth"):
+        content["depth"] = depth(max(given.rounds // 2, 3), device)
+        _write(content, device)
+
+
+def _network(network: str, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Times of all variants of one network, and memory of the most important ones."""
+    builders = variants(network, device)
+    if network != "resnet8":
+        left_out = ("growth", "brevitas W4A4, c", "dnas search, d")
+        builders = {name: build for name, build in builders.items() if not name.startswith(left_out)}
+    times = measure(builders, rounds, device)
+    ratios(times)
+    for name in times:
+        if network == "resnet8" or name in ("float", "brevitas W4A4", "dnas search", "dnas fixed W4A4"):
+            times[name]["peak_mb"] = round(memory(network, name, device))
+    return times
+
+
+def _path(device: torch.device) -> Path:
+    return RESULTS / ("overhead.json" if device.type == "cpu" else f"overhead_{device.type}.json")
 
 
 def _write(content: dict[str, Any], device: torch.device) -> None:
@@ -226,10 +246,9 @@ def _write(content: dict[str, Any], device: torch.device) -> None:
     from overhead_plot import plot
 
     RESULTS.mkdir(exist_ok=True)
-    name = "overhead" if device.type == "cpu" else f"overhead_{device.type}"
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    plot(content, RESULTS / f"{name}.png")
-    print(f"written: {RESULTS / name}.json and .png", flush=True)
+    _path(device).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    plot(content, _path(device).with_suffix(".png"))
+    print(f"written: {_path(device)} and its picture", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,19 @@ def plot(content: dict[str, Any], path: Path) -> None:
         if peaks:
             middle.plot(list(peaks), list(peaks.values()), "o-", color=colour, label=f"dnas search, {label}")
     for axis, key in ((left, "ratio"), (middle, "peak_mb")):
-        for name, style in (("brevitas W4A4", "--"), ("float", ":")):
-            if key in times.get(name, {}):
-                axis.axhline(times[name][key], color=GREY, linestyle=style, linewidth=1)
-                axis.annotate(name, (8, times[name][key]), ha="right", va="bottom", fontsize=8, color=GREY)
+        for name, style in (("Brevitas W4A4", "--"), ("float", ":")):
+            found = times.get(name.replace("B", "b"), {})
+            if key in found:
+                axis.axhline(found[key], color=GREY, linestyle=style, linewidth=1, label=f"{name}, eager")
         axis.set_xlabel("candidates for weights and for activations, each")
         axis.set_xticks([1, 2, 3, 5, 8])
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
     left.set_title("ResNet-8, time of a step")
     left.set_ylabel("eager float steps")
     left.legend(frameon=False, loc="lower left", fontsize=8)
     middle.set_title("ResNet-8, peak memory of the process")
     middle.set_ylabel("MB")
+    middle.legend(frameon=False, loc="lower left", fontsize=8)
     found = {DEPTHS[name]: value["search"]["ratio"] for name, value in content.get("depth", {}).items()}
     right.plot(list(found), list(found.values()), "o-", color=BLUE)
     right.set_xscale("log")
@@ -45,8 +46,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
     right.minorticks_off()
     right.set_xlabel("layers of the ResNet")
     right.set_ylabel("eager float steps, same layout")
-    right.set_ylim(bottom=0)
-    right.set_title("search step against depth, eager")
+    right.set_ylim(0, right.get_ylim()[1] * 1.3)
+    right.set_title("search step over float step, by depth")
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e2e8f0")

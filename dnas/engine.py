@@ -222,7 +222,7 @@ class Engine:
             state = load_state(checkpoint)
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]
-            wanted = bool(state["compiled"])  # decided once: compiled and eager steps round differently
+            wanted = bool(state.get("compiled", False))  # decided once: compiled and eager steps round differently
             board.load_state(board_state)
         compiled = wanted and len(history) < training.epochs and start_compiled(training, len(history))
         if checkpoint is not None:
