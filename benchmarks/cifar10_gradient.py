@@ -12,7 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -103,16 +103,24 @@ def main() -> None:
     given = parser.parse_args()
     data, runs = str(Path(given.data).resolve()), given.runs.resolve()
     every = list(product(range(given.seeds), BUDGETS, MODES))
-    first = [key for key in every if key[1:] == ("w2a2", "default")]  # these train the float networks
     rows: dict[tuple[int, str, str], dict[str, Any]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
-        for keys in (first, [key for key in every if key not in first]):
-            waiting = {
-                pool.submit(run, data, runs, mode, budget, seed): (seed, budget, mode) for seed, budget, mode in keys
-            }
-            for done in as_completed(waiting):
-                rows[waiting[done]] = done.result()
-                _write([rows[key] for key in every if key in rows])
+        order = sorted(every, key=lambda key: key[1:] != ("w2a2", "default"))  # these first: they train float networks
+        trained: dict[int, Future[dict[str, Any]]] = {}
+
+        def after(seed: int, budget: str, mode: str) -> dict[str, Any]:
+            if (budget, mode) != ("w2a2", "default"):
+                trained[seed].result()
+            return run(data, runs, mode, budget, seed)
+
+        waiting: dict[Future[dict[str, Any]], tuple[int, str, str]] = {}
+        for seed, budget, mode in order:
+            future = pool.submit(after, seed, budget, mode)
+            trained.setdefault(seed, future)
+            waiting[future] = (seed, budget, mode)
+        for done in as_completed(waiting):
+            rows[waiting[done]] = done.result()
+            _write([rows[key] for key in every if key in rows])
 
 
 def _write(rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ OVERHEAD = {
     "by hand W4A4": "LSQ by hand W4A4, eager",
     "by hand W4A4, compiled": "LSQ by hand W4A4, compiled",
     "brevitas W4A4": "Brevitas W4A4",
+    "brevitas W4A4, channels last": "Brevitas W4A4, channels last",
     "brevitas W4A4, collecting": "Brevitas W4A4, its first 300 steps",
     "by hand, mixture of 3x3": "mixture by hand, {2,4,8} x {2,4,8}",
     "by hand, one convolution per pair of 3x3": "one convolution per pair, {2,4,8} x {2,4,8}",
