@@ -11,7 +11,7 @@ from overhead_steps import WIDTHS, Batch, supernet
 import dnas
 from dnas.board import Board
 from dnas.data import Batches, Split
-from dnas.engine import Engine, EngineConfig
+from dnas.engine import Engine, EngineConfig, _Steps
 from dnas.recipe import Optimiser, OptimiserConfig
 from dnas.search.training import SearchConfig, SearchTraining
 
@@ -46,7 +46,7 @@ def shares(rounds: int, device: torch.device) -> dict[str, Any]:
         other._draw()  # the bare step draws nothing and prices nothing: the network, backward and one optimiser
         start = time.perf_counter()
         training.model.train()
-        engine._epoch(training, epoch, _Bar(), None)
+        engine._epoch(training, epoch, _Bar(), None, _Steps(training, False))
         whole.append((time.perf_counter() - start) / len(data))
         other.train()
         start = time.perf_counter()

@@ -68,11 +68,15 @@ class EngineConfig:
 
 
 class Training(Protocol):
-    """What the engine trains: one `step` per batch, one `evaluate` per epoch, all state in `state`."""
+    """What the engine trains: one `step` per batch, one `evaluate` per epoch, all state in `state`.
+
+    model: what is put into training mode. network: what `torch.compile` compiles, the model or a part of it.
+    """
 
     name: str
     epochs: int
     model: nn.Module
+    network: nn.Module
 
     def batches(self, epoch: int) -> Iterable[Any]:
         """The epoch's batches; a function of the seed and the epoch alone."""
@@ -86,9 +90,6 @@ class Training(Protocol):
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Numbers to log after an epoch."""
 
-    def compile(self) -> None:
-        """From now on `step` runs the network through `torch.compile`."""
-
     def state(self) -> dict[str, Any]:
         """Everything that training changes."""
 
@@ -96,30 +97,63 @@ class Training(Protocol):
         """Restores it."""
 
 
-def start_compiled(training: Training, epoch: int) -> bool:
-    """Compiles a training and tries one step, which leaves no trace; False, with a warning, where that fails."""
+def compiled_step(training: Training, batch: Any, fraction: float) -> dict[str, Tensor] | None:
+    """Compiles a training's network and takes its first step; None, with a warning and all as before, where that fails.
+
+    Raises:
+        NumericsError: the step itself.
+    """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     kernel_available()  # a graph uses it only where it is loaded
     torch._dynamo.reset()  # graphs of trainings that are over count towards the limit of graphs per function
-    before = copy.deepcopy(training.state())
-    training.model.train()
+    before, generator = copy.deepcopy(training.state()), torch.get_rng_state()
     try:
-        training.compile()
+        training.network.compile(dynamic=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about its own compiler
-            training.step(next(iter(training.batches(epoch))), 0.0)
-        return True
+            return training.step(batch, fraction)
+    except NumericsError:
+        raise
     except Exception as error:  # a compiler is allowed to fail on any network: training goes on without it
+        forget_compiled(training.network)
+        training.load_state(before)
+        torch.set_rng_state(generator)
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
-            f"{training.name}: torch.compile failed ({reason[:200]}); the network is trained without it. Set "
-            "engine.compile=never to do so without this warning",
+            f"{training.name}: torch.compile failed ({reason[:200]}); the network is trained without it (a run that was "
+            "compiled before it was killed then rounds differently). Set engine.compile=never to do so without this warning",
             RuntimeWarning,
             stacklevel=2,
         )
-        return False
-    finally:
-        training.load_state(before)
+        return None
+
+
+class _Steps:
+    """The steps of a training; the first one compiles, where that is wanted. What was compiled ends with the context."""
+
+    def __init__(self, training: Training, compiled: bool) -> None:
+        self.training, self.compiled, self.tried = training, compiled, not compiled
+
+    def step(self, batch: Any, fraction: float) -> dict[str, Tensor]:
+        if not self.tried:
+            self.tried = True
+            numbers = compiled_step(self.training, batch, fraction)
+            if numbers is not None:
+                return numbers
+            self.compiled = False
+        return self.training.step(batch, fraction)
+
+    def __enter__(self) -> "_Steps":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.compiled and self.tried:
+            forget_compiled(self.training.network)
+
+
+def forget_compiled(network: nn.Module) -> None:
+    """Undoes `nn.Module.compile`, for which torch has no call."""
+    network._compiled_call_impl = None
 
 
 def derived_seed(*parts: object) -> int:
@@ -217,24 +251,21 @@ class Engine:
             NumericsError: a loss or gradient that is not finite.
         """
         history: list[dict[str, float]] = []
-        wanted = self._compiles(training)
+        compiled = self._compiles(training)
         if checkpoint is not None and checkpoint.exists():
             state = load_state(checkpoint)
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]
-            wanted = bool(state.get("compiled", False))  # decided once: compiled and eager steps round differently
+            compiled = bool(state.get("compiled", False))  # decided once: compiled and eager steps round differently
             board.load_state(board_state)
-        compiled = wanted and len(history) < training.epochs and start_compiled(training, len(history))
         if checkpoint is not None:
             board.purge(len(history) + 1)
         bar = Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"), console=self.console, disable=not self.config.progress or self.rank > 0,
         )  # fmt: skip
-        if compiled:
-            self.console.print(f"{training.name}: compiled (engine.compile={self.config.compile})")
-        stance = torch.compiler.set_stance("force_eager" if wanted and not compiled else "default")
-        with bar, stance:
+        steps = _Steps(training, compiled)
+        with bar, steps:
             task = bar.add_task(
                 training.name,
                 total=training.epochs * training.steps(),
@@ -244,7 +275,7 @@ class Engine:
             for epoch in range(len(history), training.epochs):
                 torch.manual_seed(derived_seed(seed, training.name, epoch))
                 start = time.perf_counter()
-                numbers = self._epoch(training, epoch, bar, task)
+                numbers = self._epoch(training, epoch, bar, task, steps)
                 numbers |= training.evaluate(epoch)
                 numbers["seconds"] = time.perf_counter() - start
                 history.append(numbers)
@@ -252,7 +283,7 @@ class Engine:
                 bar.update(task, note=_note(numbers))
                 if checkpoint is not None and self.rank == 0:
                     state = {"training": training.state(), "history": history, "board": board.state()}
-                    save_state(checkpoint, state | {"compiled": compiled})
+                    save_state(checkpoint, state | {"compiled": steps.compiled})
         return history
 
     def _compiles(self, training: Training) -> bool:
@@ -260,14 +291,14 @@ class Engine:
             return self.world_size == 1 and training.epochs * training.steps() >= COMPILE_FROM
         return self.config.compile == "always"
 
-    def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
+    def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any, steps: "_Steps") -> dict[str, float]:
         training.model.train()
         sums: dict[str, Tensor] = {}
         count, total = 0, max(training.epochs * training.steps(), 1)
         for i, batch in enumerate(training.batches(epoch)):
             fraction = (epoch * training.steps() + i) / total
             try:
-                numbers = training.step(batch, fraction)
+                numbers = steps.step(batch, fraction)
                 bad = [key for key, value in numbers.items() if not abs(float(value)) <= EXPLODED]
                 if bad:
                     raise NumericsError(f"{bad[0]} is {float(numbers[bad[0]])}")

@@ -43,7 +43,7 @@ class SupervisedTraining:
         """
         self.name, self.trained, self.epochs = name, model, epochs
         self.train, self.validation, self.teacher, self.distill = train, validation, teacher, distill
-        self.model = training_twin(model)
+        self.model = self.network = training_twin(model)  # evaluation uses the network itself, which is never compiled
         self.forward = engine.fabric.setup_module(self.model)
         self.optimiser = Optimiser(model.named_parameters(), steps, optimiser)
 
@@ -65,10 +65,6 @@ class SupervisedTraining:
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Validation accuracy in %."""
         return {"accuracy": evaluate(self.trained, self.validation.epoch(0))[0]}
-
-    def compile(self) -> None:
-        """Compiles the twin; evaluation stays as it is."""
-        self.model.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """Model and optimiser."""

@@ -117,9 +117,23 @@ Tensor dense(const Tensor& x, const Tensor& steps) {
   return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
 }
 
-// steps: (K,), or (K, filters) where dimension 0 of x holds filters.
-Tensor mixture_forward(const Tensor& tensor, const Tensor& weights, const Tensor& steps, const Tensor& lower,
-                       const Tensor& upper) {
+// What belongs to the options, without gaps: weights, lower and upper (K,), steps (K,) or, where dimension 0 of x holds
+// filters, (K, filters).
+struct Options {
+  Tensor weights, steps, lower, upper;
+  Options(const Tensor& x, const Tensor& w, const Tensor& s, const Tensor& l, const Tensor& u)
+      : weights(w.contiguous()), steps(s.contiguous()), lower(l.contiguous()), upper(u.contiguous()) {
+    const int64_t K = w.numel();
+    TORCH_CHECK(w.dim() == 1 && l.numel() == K && u.numel() == K && (s.dim() == 1 || s.dim() == 2) && s.size(0) == K &&
+                    (s.dim() == 1 || (x.dim() > 0 && s.size(1) == x.size(0))),
+                "mixture: weights ", w.sizes(), ", steps ", s.sizes(), ", lower ", l.sizes(), ", upper ", u.sizes(),
+                " do not belong together for x ", x.sizes());
+  }
+};
+
+Tensor mixture_forward(const Tensor& tensor, const Tensor& w, const Tensor& s, const Tensor& l, const Tensor& u) {
+  const Options checked(tensor, w, s, l, u);
+  const Tensor &weights = checked.weights, &steps = checked.steps, &lower = checked.lower, &upper = checked.upper;
   const Tensor x = dense(tensor, steps);
   Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
@@ -138,8 +152,10 @@ Tensor mixture_forward(const Tensor& tensor, const Tensor& weights, const Tensor
 }
 
 // Writes the gradient of x; returns those of the weights (K,) and steps (shaped like them; without LSQ's scale).
-std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& grad_x, const Tensor& x, const Tensor& weights,
-                                     const Tensor& steps, const Tensor& lower, const Tensor& upper, bool need_weights) {
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& grad_x, const Tensor& x, const Tensor& w,
+                                     const Tensor& s, const Tensor& l, const Tensor& u, bool need_weights) {
+  const Options checked(x, w, s, l, u);
+  const Tensor &weights = checked.weights, &steps = checked.steps, &lower = checked.lower, &upper = checked.upper;
   Tensor grad_weights = at::zeros(weights.sizes(), weights.options()), grad_steps = at::zeros(steps.sizes(), steps.options());
   if (x.numel() == 0) return {grad_weights, grad_steps};
   const int64_t rows = rows_of(steps), K = weights.numel();

@@ -36,7 +36,7 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 class FixedQuantizer(nn.Module):
-    """A learned-step quantiser at one width; shares the step of a `LearnedStepQuant`."""
+    """A learned-step quantiser at one width, for one `FixedLayer` to read; shares the step of a `LearnedStepQuant`."""
 
     lower: Tensor
     upper: Tensor
@@ -52,7 +52,8 @@ class FixedQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X of any shape; filters along dimension 0 where there is a step per filter."""
-        return mixture(x, self.weight, self.step.unsqueeze(0), self.lower, self.upper, self.batched, hard=True)
+        steps = self.step.unsqueeze(0)
+        return mixture(x, self.weight, steps, self.lower, self.upper, self.batched, hard=True, owned=self.batched)
 
 
 class FixedLayer(nn.Module):
@@ -80,7 +81,8 @@ def training_twin(model: nn.Module) -> nn.Module:
         model: any network; only layers that `fixed_layer` made are replaced.
 
     Returns:
-        a module of the same type and training mode; an update of its parameters is one of the model's.
+        a module of the same type and training mode; an update of its parameters and buffers is one of the model's.
+        Other attributes are copies.
     """
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     activations: dict[LearnedStepActivation, FixedQuantizer] = {}
@@ -93,4 +95,10 @@ def training_twin(model: nn.Module) -> nn.Module:
             weight = FixedQuantizer(weight_quant.quantiser, batched=False)
             layer = FixedLayer(plain_layer(module), weight, activations[activation])
             memo[id(module)] = layer.train(module.training)
-    return copy.deepcopy(model, memo)
+    twin: nn.Module = copy.deepcopy(model, memo)
+    for module in model.modules():
+        copied = twin if module is model else memo.get(id(module))
+        if isinstance(copied, nn.Module) and not isinstance(copied, FixedLayer):
+            # shared, too: what a forward pass assigns anew, and what a move to a device replaces
+            copied._parameters, copied._buffers = module._parameters, module._buffers
+    return twin

@@ -42,6 +42,8 @@ def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tup
     if len(weights) == 1:
         return weights[0], steps[0], lower[0], upper[0]
     with torch.autocast(weights.device.type, enabled=False):  # a product in bf16 would round the step
+        marked = weights != 0  # a step that is not used may be anything
+        steps = torch.where(marked if steps.dim() == 1 else marked.unsqueeze(1), steps, 0.0)
         return weights.sum(), weights @ steps, weights @ lower, weights @ upper
 
 
@@ -86,11 +88,19 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool, elements: int
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        steps: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        hard: bool,
+        elements: int,
+        owned: bool,
     ) -> Tensor:
         steps = steps.clamp_min(MIN_STEP)  # its gradient passes, so that a step that fell below can come back
         ctx.save_for_backward(x, weights, steps, lower, upper)
-        ctx.hard, ctx.elements = hard, elements
+        ctx.hard, ctx.elements, ctx.owned = hard, elements, owned
         fused = hard and torch.compiler.is_compiling()
         if _fast(x) and not fused:
             found: Tensor = torch.ops.dnas.mixture_forward(x, weights, steps, lower, upper)
@@ -102,8 +112,10 @@ class _Mixture(torch.autograd.Function):
         (grad,) = grads
         x, weights, steps, lower, upper = ctx.saved_tensors
         choices = ctx.needs_input_grad[1]
-        if _fast(x) and torch.compiler.is_compiling() and steps.dim() == 1:
-            grad_x = grad  # the compiler copies it first where something else still needs it
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("quantisers have first derivatives only: create_graph=True is not possible through them")
+        if _fast(x) and torch.compiler.is_compiling() and ctx.owned:
+            grad_x = grad
             grad_weights, slopes = torch.ops.dnas.mixture_backward_(grad, x, weights, steps, lower, upper, choices)
         elif _fast(x):
             grad_x, grad_weights, slopes = torch.ops.dnas.mixture_backward(
@@ -113,11 +125,18 @@ class _Mixture(torch.autograd.Function):
             grad_x, grad_weights, slopes = _backward(grad, x, weights, steps, lower, upper, ctx.hard, choices)
         scale = (ctx.elements * upper.clamp_min(1.0)).rsqrt()  # LSQ, section 2.2
         grad_steps = slopes * (scale if slopes.dim() == 1 else scale.unsqueeze(1))
-        return grad_x, grad_weights if choices else None, grad_steps, None, None, None, None
+        return grad_x, grad_weights if choices else None, grad_steps, None, None, None, None, None
 
 
 def mixture(
-    x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, batched: bool = False, hard: bool = False
+    x: Tensor,
+    weights: Tensor,
+    steps: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    batched: bool = False,
+    hard: bool = False,
+    owned: bool = False,
 ) -> Tensor:
     """Mixes K quantised versions of x: `sum_k weights[k] * steps[k] * clamp(round(x / steps[k]), lower[k], upper[k])`.
 
@@ -133,16 +152,28 @@ def mixture(
         upper: largest code of each grid, shape (K,).
         batched: x has a batch dimension 0 (activations); it only changes the scale of the steps' gradient.
         hard: the weights are one-hot: plain torch then computes one option.
+        owned: the result is read by one convolution or matrix product and by nothing else, so that its gradient is a
+            tensor of its own, which a compiled graph may overwrite with that of x.
 
     Returns:
         a float tensor shaped like x.
+
+    Raises:
+        ValueError: shapes that do not belong together.
     """
+    options = (weights.numel(),)
+    filters = x.shape[:1] if steps.dim() == 2 else ()
+    if not (weights.shape == lower.shape == upper.shape == options and steps.shape == options + filters):
+        raise ValueError(
+            f"mixture: weights {tuple(weights.shape)}, steps {tuple(steps.shape)}, lower {tuple(lower.shape)} and upper "
+            f"{tuple(upper.shape)} for x {tuple(x.shape)}; needed are (K,), (K,) or (K, filters as in x), (K,) and (K,)"
+        )
     if x.dtype in (torch.float16, torch.bfloat16):  # 8-bit codes and steps need more than 8 bits of mantissa
         x = x.float()
     share = steps.dim() == 2 or batched
     elements = x.numel() // max(x.shape[0], 1) if share and x.dim() > 0 else x.numel()
     dtype = x.dtype
     result: Tensor = _Mixture.apply(
-        x, weights.to(dtype), steps.to(dtype), lower.to(dtype), upper.to(dtype), hard, max(elements, 1)
+        x, weights.to(dtype), steps.to(dtype), lower.to(dtype), upper.to(dtype), hard, max(elements, 1), owned
     )
     return result

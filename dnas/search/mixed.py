@@ -56,9 +56,10 @@ class Mixed(nn.Module):
         self._sample = [sample]
 
     def mix(self, x: Tensor, batched: bool) -> Tensor:
-        """The mixture of x's K quantised versions under the current sample."""
+        """The mixture of x's K quantised versions under the current sample; a batched one is for one layer to read."""
         sample = self._sample[0]
-        return mixture(x, sample.weights[self.choice], self.steps, self.lower, self.upper, batched, sample.hard)
+        weights = sample.weights[self.choice]
+        return mixture(x, weights, self.steps, self.lower, self.upper, batched, sample.hard, owned=batched)
 
 
 class MixedActivation(Mixed):

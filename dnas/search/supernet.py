@@ -62,7 +62,7 @@ class Supernet(nn.Module):
         self.choices = RelaxedChoices(space, self.relaxation, seed)
         self._sample = Sample()
         self._architecture: Architecture | None = None
-        self._relaxed = self._compiled = False
+        self._relaxed = False
         self._costs: dict[str, Cost] = {}
         self._rows: dict[str, Tensor] = {}
         self.multipliers = nn.ParameterDict()
@@ -203,7 +203,10 @@ class Supernet(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `nn.Module.compile`, for training: the network is compiled, the drawing of choices stays outside."""
         self.model.compile(*args, **kwargs)
-        self._compiled = True
+
+    @property
+    def _compiled(self) -> bool:
+        return self.model._compiled_call_impl is not None
 
     def _draw(self) -> None:
         sample, choices = self._sample, self.choices

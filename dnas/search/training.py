@@ -37,7 +37,7 @@ class SearchConfig:
     choice_lr: float = 0.03
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=0.02, weight_decay=1e-4))
     scores: str = "measured"
-    score_images: int = 2048
+    score_images: int = 1024
     score_rounds: int = 2
 
     def __post_init__(self) -> None:
@@ -83,6 +83,7 @@ class SearchTraining:
             board: TensorBoard.
         """
         self.model = self.supernet = supernet
+        self.network = supernet.model
         self.budget, self.weights, self.choices, self.validation = budget, weights, choices, validation
         self.teacher, self.config, self.board, self.epochs = teacher, config, board, config.epochs
         self.forward = engine.fabric.setup_module(supernet)
@@ -153,10 +154,6 @@ class SearchTraining:
             found = {name: p.tolist() for name, p in supernet.probabilities().items()}
         self.board.choices(supernet.space, found, epoch + 1)
         return numbers
-
-    def compile(self) -> None:
-        """Compiles the supernet's network."""
-        self.supernet.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """Supernet (its generator and multipliers included) and both optimisers."""

@@ -176,13 +176,13 @@ class Cost:
     def _batches(self) -> tuple[_Batch, ...]:
         """All factors, those with equally many choices together."""
         number = {name: i for i, name in enumerate(self.choices)}
-        found: dict[tuple[int, bool], list[tuple[Factor, int]]] = {}
+        found: dict[tuple[int, tuple[int, ...]], list[tuple[Factor, int]]] = {}
         for row, factors in enumerate(self.rows):
             for factor in factors:
                 shape = factor.table.shape
                 widest = max(shape, default=1)
                 alone = widest ** len(shape) > 100 * factor.table.size  # padding must not blow a table up
-                found.setdefault((len(shape), alone), []).append((factor, row))
+                found.setdefault((len(shape), shape if alone else ()), []).append((factor, row))
         return tuple(_Batch.of(pairs, number) for pairs in found.values())
 
 

@@ -15,7 +15,7 @@ import dnas
 import dnas.engine
 from dnas.board import Board
 from dnas.checkpoint import load_state
-from dnas.engine import COMPILE_FROM, Engine, EngineConfig, start_compiled
+from dnas.engine import COMPILE_FROM, Engine, EngineConfig, NumericsError, compiled_step
 from dnas.loaders import LoaderBatches
 from dnas.search.relax import Relaxation
 from dnas.search.supernet import Supernet
@@ -128,39 +128,84 @@ def flat(state: Any) -> list[Any]:
     return [state]
 
 
+class OddError(RuntimeError):
+    """What a compiler says of a network that it does not take."""
+
+
 @pytest.mark.parametrize("kind", ["search", "retrain"])
-def test_the_trial_leaves_no_trace(kind: str) -> None:
-    training: Any = search_training()[0] if kind == "search" else fixed_training(Engine(QUIET))
-    before = copy.deepcopy(training.state())
-    assert start_compiled(training, 0)
-    for a, b in zip(flat(before), flat(training.state()), strict=True):
+def test_a_network_that_does_not_compile_is_trained_as_if_nobody_had_tried(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even where the compiler fails after the step has begun."""
+
+    def fit(setting: str) -> tuple[list[Any], bool]:
+        engine = Engine(EngineConfig(device="cpu", progress=False, compile=setting))
+        training: Any = search_training(setting)[0] if kind == "search" else fixed_training(engine)
+        step, compiled = training.step, []
+        monkeypatch.setattr(training.network, "compile", lambda **named: compiled.append(True))
+
+        def fail(batch: Any, fraction: float) -> Any:
+            numbers = step(batch, fraction)
+            if compiled and compiled.pop():
+                raise OddError("\n  a graph too odd\n")
+            return numbers
+
+        monkeypatch.setattr(training, "step", fail)
+        engine.fit(training, tmp_path / setting, Board(None), 0)
+        return flat(training.state()), load_state(tmp_path / setting)["compiled"]
+
+    wanted, _ = fit("never")
+    with pytest.warns(RuntimeWarning, match=r"a graph too odd.*engine\.compile=never"):
+        found, compiled = fit("always")
+    assert compiled is False
+    for a, b in zip(wanted, found, strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-def test_a_compiled_retraining_serves_every_width_with_one_graph() -> None:
-    eager, compiled = fixed_training(Engine(QUIET)), fixed_training(Engine(QUIET))
-    assert start_compiled(compiled, 0)
-    batch = next(iter(eager.batches(0)))
-    wanted = [float(eager.step(batch, 0.5)["loss"]) for _ in range(4)]
-    with torch.compiler.set_stance("fail_on_recompile"):
-        assert [float(compiled.step(batch, 0.5)["loss"]) for _ in range(4)] == pytest.approx(wanted, rel=1e-4)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    hits = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"]
-    assert start_compiled(fixed_training(Engine(QUIET), bits=2), 0)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
-    assert torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"] > hits  # traced again, but compiled once
-
-
-def test_a_network_that_does_not_compile_is_trained_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(self: Any) -> None:
-        raise RuntimeError("\n  a graph too odd\n")
-
-    monkeypatch.setattr(SearchTraining, "compile", fail)
+def test_a_diverging_step_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     training, engine = search_training("always")
-    with pytest.warns(RuntimeWarning, match=r"a graph too odd.*engine\.compile=never"):
-        history = engine.fit(training, tmp_path / "state", Board(None), 0)
-    assert len(history) == 2
-    assert load_state(tmp_path / "state")["compiled"] is False
+    monkeypatch.setattr(training.network, "compile", lambda **named: None)
+
+    def diverge(batch: Any, fraction: float) -> Any:
+        raise NumericsError("the gradient of a is not finite")
+
+    monkeypatch.setattr(training, "step", diverge)
+    with pytest.raises(NumericsError, match=r"epoch 0, step 0"):
+        engine.fit(training, None, Board(None), 0)
+
+
+@pytest.mark.parametrize("kind", ["search", "retrain"])
+def test_what_was_compiled_ends_with_the_training(kind: str) -> None:
+    engine = Engine(EngineConfig(device="cpu", progress=False, compile="always"))
+    training: Any = search_training("always")[0] if kind == "search" else fixed_training(engine)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    engine.fit(training, None, Board(None), 0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert training.network._compiled_call_impl is None
+
+
+def test_a_compiled_retraining_is_the_eager_one() -> None:
+    eager, compiled = fixed_training(Engine(QUIET)), fixed_training(Engine(QUIET))
+    batch = next(iter(eager.batches(0)))
+    eager.model.train(), compiled.model.train()
+    wanted = [float(eager.step(batch, 0.5)["loss"]) for _ in range(4)]
+    first = compiled_step(compiled, batch, 0.5)
+    assert first is not None
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = [float(first["loss"]), *(float(compiled.step(batch, 0.5)["loss"]) for _ in range(3))]
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_networks_of_other_widths_are_compiled_once() -> None:
+    """Widths are tensors in the graph: another architecture of the same shapes finds it on disk."""
+    first, second = fixed_training(Engine(QUIET), bits=4), fixed_training(Engine(QUIET), bits=2)
+    batch = next(iter(first.batches(0)))
+    assert compiled_step(first, batch, 0.5) is not None
+    torch._dynamo.utils.counters.clear()
+    assert compiled_step(second, batch, 0.5) is not None
+    counts = torch._dynamo.utils.counters["inductor"]
+    assert counts["fxgraph_cache_hit"] >= 2
+    assert counts["fxgraph_cache_miss"] == 0
 
 
 @pytest.mark.parametrize(("setting", "steps", "wanted"), [
@@ -178,11 +223,11 @@ def test_a_resumed_run_does_as_it_began(
 ) -> None:
     asked: list[str] = []
 
-    def pretend(training: Any, epoch: int) -> bool:
+    def pretend(training: Any, batch: Any, fraction: float) -> Any:
         asked.append(training.name)
-        return True
+        return training.step(batch, fraction)
 
-    monkeypatch.setattr(dnas.engine, "start_compiled", pretend)
+    monkeypatch.setattr(dnas.engine, "compiled_step", pretend)
     training, engine = search_training(first)
     training.epochs = 1
     engine.fit(training, tmp_path / "state", Board(None), 0)
@@ -193,13 +238,23 @@ def test_a_resumed_run_does_as_it_began(
     assert asked == (["search"] if first == "always" else [])
 
 
-def test_a_gradient_that_others_need_is_not_overwritten() -> None:
-    """The quantiser's gradient takes the place of the one above it only where nothing else reads that."""
+SHARED: dict[str, Callable[..., Tensor]] = {
+    "used twice": lambda q, x, z: (q(x) + z).square().sum() + (q(x) * z.sin()).sum(),
+    "added to a tensor": lambda q, x, z: ((q(x) + z) * torch.arange(40.0)).sum(),
+    "two added": lambda q, x, z: ((q(x) + q(z)) * torch.arange(40.0)).sum(),
+    "summed": lambda q, x, z: (q(x).sum(0, keepdim=True) * z[:1]).sum() + q(z).sum(),
+}
+"""Gradients that something else reads as well, or that are one number seen many times."""
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_gradients_of_a_compiled_quantiser_wherever_it_stands(name: str) -> None:
+    def quantised(x: Tensor) -> Tensor:
+        lower, upper = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 15.0])
+        return mixture(x, torch.tensor([1.0, 0.0]), torch.full((2,), 0.1), lower, upper, True, hard=True)
 
     def function(x: Tensor, z: Tensor) -> Tensor:
-        lower, upper = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 15.0])
-        y = mixture(x.relu(), torch.tensor([1.0, 0.0]), torch.full((2,), 0.1), lower, upper, True, hard=True)
-        return (y + z).square().sum() + (y * z.sin()).sum()
+        return SHARED[name](quantised, x, z)
 
     assert kernel_available()
     x, z = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind(0)

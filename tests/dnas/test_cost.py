@@ -16,7 +16,7 @@ from dnas.models.resnet import resnet18
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Layer, Space
-from dnas.space.cost import COSTS, LAYER_COSTS, Cost, build_cost, reference_cost, smooth_maximum
+from dnas.space.cost import COSTS, LAYER_COSTS, Cost, Factor, build_cost, reference_cost, smooth_maximum
 from dnas.space.slicing import kept_channels, slice_channels, slice_layer
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -288,3 +288,13 @@ def test_depthwise_layers_are_linear_in_their_filters() -> None:
         positions = {c.name: len(c.options) - 1 for c in space.choices} | {"expand.filters": i}
         want = 64 * (3 * 8 * 9 + 8 * kept + 9 * kept + kept * 8) + 8 * 5
         assert cost.at(positions) == want
+
+
+def test_tables_that_differ_in_shape_are_not_padded_to_one_another() -> None:
+    """Five choices, each table long along another: padded together they would not fit into memory."""
+    factors = []
+    for wide in range(5):
+        shape = tuple(60 if axis == wide else 2 for axis in range(5))
+        factors.append(Factor(tuple("abcde"), np.arange(np.prod(shape), dtype=np.float64).reshape(shape)))
+    cost = Cost("odd", (tuple(factors),), (0.0,))
+    assert sum(batch.tables.numel() for batch in cost._batches) == sum(factor.table.size for factor in factors)

@@ -84,6 +84,30 @@ def test_references_outside_of_the_module_tree_lead_to_the_twin() -> None:
     assert torch.equal(twin(x), model(x))
 
 
+class Running(nn.Module):
+    """Keeps a running mean by assigning its buffer anew, as users' modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+        self.layer = fix(nn.Linear(6, 6), 4, act(4, True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        out: Tensor = self.layer(x - self.mean)
+        return out
+
+
+def test_buffers_that_are_assigned_anew_stay_shared() -> None:
+    model = Running()
+    twin: Any = training_twin(model)
+    twin(torch.ones(3, 6))
+    assert model.mean.tolist() == pytest.approx([0.1] * 6)
+    twin.double()
+    assert model.mean.dtype == torch.float64
+    assert model.mean is twin.mean
+
+
 def test_a_float_network_gets_a_twin_as_well() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     twin = training_twin(model)

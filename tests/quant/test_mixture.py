@@ -177,3 +177,39 @@ def test_autocast_does_not_round_steps(generator: torch.Generator) -> None:
     want = mixture(x, weights, steps, *BOUNDS, hard=True)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mixture(x, weights, steps, *BOUNDS, hard=True), want)
+
+
+@pytest.mark.usefixtures("backend")
+def test_steps_and_weights_may_be_views(generator: torch.Generator) -> None:
+    x = torch.randn(4, 6, generator=generator)
+    weights = torch.tensor([[0.0, 9.0], [1.0, 9.0], [0.0, 9.0]])[:, 0]
+    steps = (torch.rand(4, 3, generator=generator) + 0.1).t()
+    bounds = (torch.tensor([-3.0]).expand(3), torch.tensor([3.0]).expand(3))
+    want = mixture(x, weights.contiguous(), steps.contiguous(), *(b.contiguous() for b in bounds), hard=True)
+    assert torch.equal(mixture(x, weights, steps, *bounds, hard=True), want)
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_step_that_is_not_used_may_be_anything(generator: torch.Generator) -> None:
+    x = torch.randn(4, 6, generator=generator)
+    steps = torch.tensor([float("nan"), 0.1, float("inf")])
+    got = mixture(x, torch.tensor([0.0, 1.0, 0.0]), steps, *BOUNDS, hard=True)
+    assert torch.equal(got, quantize(x, steps[1], SPECS[1]))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("steps", "grids"), [(torch.ones(3, 4), 3), (torch.ones(2), 3), (torch.ones(3), 2), (torch.ones(3, 6, 1), 3)]
+)
+def test_shapes_that_do_not_belong_together(steps: Tensor, grids: int) -> None:
+    bounds = grid_bounds(SPECS[:grids])
+    with pytest.raises(ValueError, match=r"needed are \(K,\)"):
+        mixture(torch.zeros(6, 5), torch.tensor([0.0, 1.0, 0.0]), steps, *bounds)
+
+
+@pytest.mark.usefixtures("backend")
+def test_second_derivatives_are_refused() -> None:
+    x = torch.randn(5, requires_grad=True)
+    y = mixture(x, torch.ones(1), torch.ones(1), *grid_bounds(SPECS[:1])).square().sum()
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(y, x, create_graph=True)
