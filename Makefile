@@ -1,5 +1,6 @@
 # make demo: the whole pipeline on scikit-learn's digits, three seeds.  make test: tests and linters.
-# Both make .venv and install into it what constraints.txt pins.
+# make overhead: what a training step costs, in every variant (a quarter of an hour on a quiet machine).
+# All make .venv and install into it what constraints.txt pins.
 PYTHON ?= python3
 BIN := .venv/bin
 # waiting threads sleep instead of spinning: on a shared machine spinning slows everything down many times
@@ -8,7 +9,7 @@ export OMP_WAIT_POLICY ?= passive
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint overhead clean
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -26,6 +27,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+overhead: .venv/installed
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,15 @@ def outside(rounds: int, device: torch.device) -> dict[str, Any]:
     return shares(rounds, device)
 
 
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def machine() -> dict[str, Any]:
     """Where this ran, and on what."""
-    import brevitas
-
     model = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -185,7 +191,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ.get(name) for name in settings},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "brevitas": brevitas.__version__},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "brevitas", "hgq2", "keras") if _installed(name)},
         "commit": source_commit(),
         "batch": BATCH,
     }
@@ -216,10 +223,11 @@ def main() -> None:
             content.setdefault("import_mb", memory(network, "import", device))
             _write(content, device)
     if given.section in (None, "outside"):
-        content["outside"] = outside(3 * given.rounds, device)
+        content["outside"] = outside(3 * given.rounds, device) | {"commit": source_commit()}
         _write(content, device)
     if given.section in (None, "depth"):
         content["depth"] = depth(max(given.rounds // 2, 3), device)
+        content["depth_commit"] = source_commit()
         _write(content, device)
 
 

@@ -34,7 +34,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
         axis.set_xticks([1, 2, 3, 5, 8])
         axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
     left.set_title("ResNet-8, time of a step")
-    left.set_ylabel("eager float steps")
+    left.set_ylabel("eager float steps, default layout")
     left.legend(frameon=False, loc="lower left", fontsize=8)
     middle.set_title("ResNet-8, peak memory of the process")
     middle.set_ylabel("MB")
