@@ -20,7 +20,7 @@ from dnas.search.relax import Relaxation
 from dnas.search.supernet import Supernet, replace_module
 from quant.brevitas import LearnedStepQuant
 from quant.kernel import kernel_available
-from quant.layers import training_twin
+from quant.layers import apply_layer, training_twin
 from quant.quantizer import fit_step
 from quant.spec import QuantSpec
 
@@ -113,17 +113,12 @@ class HandLayer(nn.Module):
         self.weight = HandQuantizer(specs, [fit_step(layer.weight.detach(), spec, True) for spec in specs])
         self.input = HandQuantizer(acts, [torch.tensor(3.0 / spec.upper, device=device) for spec in acts])
 
-    def _apply_layer(self, x: Tensor, weight: Tensor) -> Tensor:
-        if isinstance(self.layer, nn.Linear):
-            return F.linear(x, weight, self.layer.bias)
-        return self.layer._conv_forward(x, weight, self.layer.bias)
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.naive:
-            return self._apply_layer(self.input(x), self.weight(self.layer.weight))
+            return apply_layer(self.layer, self.input(x), self.weight(self.layer.weight))
         weights = self.weight.versions(self.layer.weight)
         pairs = [
-            self._apply_layer(a, w) * (p * q)
+            apply_layer(self.layer, a, w) * (p * q)
             for a, p in zip(self.input.versions(x), self.input.logits.softmax(0), strict=True)
             for w, q in zip(weights, self.weight.logits.softmax(0), strict=True)
         ]

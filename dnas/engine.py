@@ -147,7 +147,7 @@ class _Steps:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.compiled and self.tried:
+        if self.compiled:
             forget_compiled(self.training.network)
 
 
@@ -291,7 +291,7 @@ class Engine:
             return self.world_size == 1 and training.epochs * training.steps() >= COMPILE_FROM
         return self.config.compile == "always"
 
-    def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any, steps: "_Steps") -> dict[str, float]:
+    def _epoch(self, training: Training, epoch: int, bar: Progress, task: Any, steps: _Steps) -> dict[str, float]:
         training.model.train()
         sums: dict[str, Tensor] = {}
         count, total = 0, max(training.epochs * training.steps(), 1)

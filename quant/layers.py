@@ -67,10 +67,7 @@ class FixedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """X as the layer takes it."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        if self.axis:
-            weight = self.weight_quantizer(weight.transpose(0, self.axis)).transpose(0, self.axis)
-        else:
-            weight = self.weight_quantizer(weight)
+        weight = self.weight_quantizer(weight.transpose(0, self.axis)).transpose(0, self.axis)
         return apply_layer(self.layer, self.activation(x), weight)
 
 

@@ -27,8 +27,8 @@ def grid_bounds(specs: Sequence[QuantSpec], device: torch.device | None = None) 
 
 def _forward(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool) -> Tensor:
     if hard:
-        weights, steps, lower, upper = _chosen(weights, steps, lower, upper)
-        step = along_filters(steps, x)
+        step, lower, upper = _chosen(weights, steps, lower, upper)
+        step = along_filters(step, x)
         return torch.clamp(torch.round(x / step), lower, upper) * step
     result = torch.zeros_like(x)
     for k in range(len(weights)):
@@ -37,14 +37,14 @@ def _forward(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Te
     return result
 
 
-def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight, step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
+def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
     if len(weights) == 1:
-        return weights[0], steps[0], lower[0], upper[0]
+        return steps[0], lower[0], upper[0]
     with torch.autocast(weights.device.type, enabled=False):  # a product in bf16 would round the step
         marked = weights != 0  # a step that is not used may be anything
         steps = torch.where(marked if steps.dim() == 1 else marked.unsqueeze(1), steps, 0.0)
-        return weights.sum(), weights @ steps, weights @ lower, weights @ upper
+        return weights @ steps, weights @ lower, weights @ upper
 
 
 def _option_backward(grad: Tensor, x: Tensor, step: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def _backward(
             products.append((grad * (torch.clamp(torch.round(x / step), lower[k], upper[k]) * step)).sum())
         grad_weights = torch.stack(products)
     if hard:
-        _, step, low, high = _chosen(weights, steps, lower, upper)
+        step, low, high = _chosen(weights, steps, lower, upper)
         grad_x, slope = _option_backward(grad, x, step, low, high)
         return grad_x, grad_weights, weights * slope if slope.dim() == 0 else torch.outer(weights, slope)
     grad_x, slopes = torch.zeros_like(x), []

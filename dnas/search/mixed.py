@@ -108,7 +108,7 @@ class MixedLayer(Mixed):
         steps = torch.stack([fit_step(filters_first, spec, per_filter=True) for spec in specs])
         super().__init__(choice, specs, steps, sample)
         self.layer = layer
-        self.flip = filter_dimension(layer) == 1
+        self.axis = filter_dimension(layer)
         self.register_buffer("mask_index", mask_index, persistent=False)
         self._shared = [activation]
 
@@ -120,12 +120,12 @@ class MixedLayer(Mixed):
     def mixed_weight(self) -> Tensor:
         """The weight of this forward pass, shaped like the layer's: mixture of the options, input channels masked."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        mixed = self.mix(weight.transpose(0, 1), False).transpose(0, 1) if self.flip else self.mix(weight, False)
+        mixed = self.mix(weight.transpose(0, self.axis), False).transpose(0, self.axis)
         mask = self._sample[0].mask
         if self.mask_index is None or mask is None:
             return mixed
         shape = [1] * mixed.dim()
-        shape[0 if self.flip else 1] = -1
+        shape[1 - self.axis] = -1
         return mixed * mask[self.mask_index].reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:

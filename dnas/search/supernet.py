@@ -315,7 +315,7 @@ class Supernet(nn.Module):
             rows = [index.get(choice, len(index)) for choice in cost.choices]
             self._rows[name] = torch.tensor(rows, device=chances.device)
         probabilities = torch.cat([chances, self.only_option.detach()]).double()
-        return cost.expectation_of(probabilities.index_select(0, self._rows[name].to(chances.device)))
+        return cost.expectation(probabilities.index_select(0, self._rows[name].to(chances.device)))
 
     def scores(self, method: str = "gradient") -> Scores:
         """Task benefit of every option, price removed, never falling towards the dearer options.

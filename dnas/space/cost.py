@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Space
 
@@ -143,24 +142,20 @@ class Cost:
             for row, constant in zip(self.rows, self.constants, strict=True)
         )
 
-    def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+    def expectation(self, probabilities: Tensor) -> Tensor:
         """Exact expectation for a cost of one row; for a maximum, `smooth_maximum` of the rows' exact expectations.
 
         Args:
-            probabilities: shape (K,) for every choice.
+            probabilities: of `choices` in their order, shape (choices, K), padded by 0.
 
         Returns:
             shape (), differentiable.
         """
-        return self.expectation_of(pad_sequence([probabilities[name] for name in self.choices], batch_first=True))
-
-    def expectation_of(self, probabilities: Tensor) -> Tensor:
-        """As `expectation`, from the probabilities of `choices` in their order: shape (choices, K), padded by 0."""
         values = self.expected_rows(probabilities)
         return values[0] if len(values) == 1 else smooth_maximum(values)
 
     def expected_rows(self, probabilities: Tensor) -> Tensor:
-        """The exact expectation of every row, shape (rows,); probabilities as for `expectation_of`."""
+        """The exact expectation of every row, shape (rows,); probabilities as for `expectation`."""
         values = torch.tensor(self.constants, dtype=probabilities.dtype, device=probabilities.device)
         for batch in self._batches:
             placed = batch.to(probabilities)
