@@ -36,8 +36,10 @@ from overhead_steps import (  # noqa: E402
     hand_step,
     hgq_step,
     search_step,
+    supernet,
 )
 
+import dnas  # noqa: E402
 from dnas.engine import peak_memory_mb  # noqa: E402
 from dnas.run import source_commit  # noqa: E402
 
@@ -162,8 +164,20 @@ def depth(rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
         pair = {"float": lambda b=batch: float_step(b), "search": lambda b=batch: search_step(b)}
         times = measure(pair, rounds, device)
         ratios(times)
-        found[network] = times
+        found[network] = times | {"draw_and_price_ms": round(draw_and_price(batch), 2)}
     return found
+
+
+def draw_and_price(batch: Batch) -> float:
+    """Milliseconds of what a search step does beside the network: a sample of all choices, the penalty and its gradient."""
+    net, budget = supernet(batch, WIDTHS[3]), dnas.Budget(bops=0.1)
+
+    def once() -> None:
+        net._draw()
+        budget.penalty(net).backward()
+
+    once()
+    return min(timed(once, batch.x.device) for _ in range(30))
 
 
 def outside(rounds: int, device: torch.device) -> dict[str, Any]:

@@ -56,7 +56,20 @@ def _overhead(content: dict[str, Any]) -> str:
         if found[0] is not None:
             shown = " | ".join(f"{value['ratio']:.2f}" if value else "" for value in found)
             lines.append(f"| {label} | {shown} | {found[0].get('peak_mb', '')} |")
-    return "\n".join(lines)
+    same = [times["dnas search"]["min_ms"] / times["float, channels last"]["min_ms"] for times in networks.values()]
+    lines.append(
+        f"| **dnas** search, eager, in float steps of its own layout | {' | '.join(f'{r:.2f}' for r in same)} | |"
+    )
+    lines.append(f"| (imports alone) |{' |' * len(networks)} {content['import_mb']:.0f} |")
+    depth, outside = content["depth"].values(), content["outside"]
+    low, high = outside["quartiles"]
+    return "\n".join(lines) + (
+        f"\n\nBy depth (ResNet-8, 20, 56, 110), search step over float step in one layout: "
+        f"{', '.join(format(value['search']['ratio'], '.2f') for value in depth)}; of it, drawing and pricing all choices: "
+        f"{', '.join(format(value['draw_and_price_ms'], '.1f') for value in depth)} ms. Outside of network and optimiser "
+        f"(data, augmentation, drawing, pricing, logging): {outside['share_outside']:.1%} of a ResNet-8 step, quartiles "
+        f"{low:.1%} to {high:.1%}."
+    )
 
 
 def _gradient(content: dict[str, Any]) -> str:
