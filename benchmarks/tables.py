@@ -63,12 +63,13 @@ def _overhead(content: dict[str, Any]) -> str:
     lines.append(f"| (imports alone) |{' |' * len(networks)} {content['import_mb']:.0f} |")
     depth, outside = content["depth"].values(), content["outside"]
     low, high = outside["quartiles"]
+    priced = [f"{value['draw_and_price_ms']:.1f}" for value in depth if "draw_and_price_ms" in value]
     return "\n".join(lines) + (
         f"\n\nBy depth (ResNet-8, 20, 56, 110), search step over float step in one layout: "
-        f"{', '.join(format(value['search']['ratio'], '.2f') for value in depth)}; of it, drawing and pricing all choices: "
-        f"{', '.join(format(value['draw_and_price_ms'], '.1f') for value in depth)} ms. Outside of network and optimiser "
-        f"(data, augmentation, drawing, pricing, logging): {outside['share_outside']:.1%} of a ResNet-8 step, quartiles "
-        f"{low:.1%} to {high:.1%}."
+        f"{', '.join(format(value['search']['ratio'], '.2f') for value in depth)}"
+        + (f"; of it, drawing and pricing all choices: {', '.join(priced)} ms" if priced else "")
+        + ". Outside of network and optimiser (data, augmentation, drawing, pricing, logging): "
+        f"{outside['share_outside']:.1%} of a ResNet-8 step, quartiles {low:.1%} to {high:.1%}."
     )
 
 
