@@ -3,8 +3,7 @@
 CIFAR-10, ResNet-8: searches with the default relaxation (one option drawn per step, straight-through gradients) beside
 searches with the exact gradient of the relaxed network (`relax=softmax`: every option in every step, nothing drawn), the same
 images and epochs, two budgets, three seeds, one float network per seed. Then the same retraining, and the test set once per
-run. Runs are kept in a folder and resume; benchmarks/results/cifar10_gradient.json gets a row per finished run. Also compares
-the time of a searched image with that of a retrained one.
+run. Runs are kept in a folder and resume; benchmarks/results/cifar10_gradient.json gets a row per finished run.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def run(data: str, runs: Path, mode: str, budget: str, seed: int) -> dict[str, A
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means, spread and the paired difference, default minus exact, with its 95 % interval; and time per image."""
+    """Means, spread and the paired difference, default minus exact, with its 95 % interval."""
     found: dict[str, Any] = {}
     for budget in BUDGETS:
         accuracy = {
@@ -78,18 +77,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             mode: {"mean": statistics.mean(v.values()), "sd": statistics.stdev(v.values()), "n": len(v)}
             for mode, v in accuracy.items()
         } | {"default_minus_exact": {"mean": mean, "low": mean - half, "high": mean + half, "n": len(seeds)}}
-    for mode in MODES:
-        mine = [r for r in rows if r["gradient"] == mode]
-        shares = [
-            (r["seconds_search"] / r["images_search"]) / (r["seconds_retrain"] / r["images_retrain"])
-            for r in mine
-            if r["images_retrain"]
-        ]
-        if shares:
-            found[f"time_per_image_{mode}"] = {
-                "search_over_retraining": statistics.median(shares),
-                "of": sorted(round(s, 3) for s in shares),
-            }
     return found
 
 
