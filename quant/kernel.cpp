@@ -26,7 +26,7 @@ constexpr int64_t GRAIN = 8;     // blocks that are worth a thread
 
 template <typename T>
 struct Option {
-  T weight, lower, upper;
+  T weight, lower, upper, step;
 };
 
 // Where a block starts, how long it is, and which row (filter) it lies in.
@@ -40,12 +40,10 @@ struct Blocks {
   int64_t length(int64_t block) const { return std::min(BLOCK, columns - (block % per_row) * BLOCK); }
 };
 
+// Entry k of a tensor of shape (K,), or (k, row) of one of shape (K, rows).
 template <typename T>
-std::vector<Option<T>> options(const Tensor& weights, const Tensor& lower, const Tensor& upper) {
-  std::vector<Option<T>> found(weights.numel());
-  for (size_t k = 0; k < found.size(); ++k)
-    found[k] = {weights.data_ptr<T>()[k], lower.data_ptr<T>()[k], upper.data_ptr<T>()[k]};
-  return found;
+inline T entry(const Tensor& tensor, int64_t k, int64_t row) {
+  return tensor.data_ptr<T>()[tensor.dim() == 1 ? k : k * tensor.size(1) + row];
 }
 
 // NaN stays NaN, so that a loss that is not a number is seen.
@@ -57,10 +55,10 @@ inline T code(T scaled, T lower, T upper) {
 }
 
 template <typename T>
-void forward_block(const T* x, T* y, int64_t n, const std::vector<Option<T>>& all, const T* steps, int64_t stride) {
+void forward_block(const T* x, T* y, int64_t n, const Option<T>* all, int64_t K) {
   bool first = true;
-  for (size_t k = 0; k < all.size(); ++k) {
-    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = steps[k * stride];
+  for (int64_t k = 0; k < K; ++k) {
+    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = all[k].step;
     if (w == T(0)) continue;
     if (first && w == T(1)) {
 #pragma omp simd
@@ -80,12 +78,11 @@ void forward_block(const T* x, T* y, int64_t n, const std::vector<Option<T>>& al
 
 // One block: sums[k] = <grad, Q_k(x)> and sums[K + k] = weights[k] <grad, dQ_k/dstep>, and grad_x.
 template <typename T>
-void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const std::vector<Option<T>>& all, const T* steps,
-                    int64_t stride, bool need_weights, double* sums) {
-  const int64_t K = all.size();
+void backward_block(const T* x, const T* grad, T* grad_x, int64_t n, const Option<T>* all, int64_t K, bool need_weights,
+                    double* sums) {
   bool first = true;
   for (int64_t k = 0; k < K; ++k) {
-    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = steps[k * stride];
+    const T w = all[k].weight, lower = all[k].lower, upper = all[k].upper, step = all[k].step;
     T product = 0, slope = 0;
     if (w == T(0)) {
       if (!need_weights) continue;
@@ -117,71 +114,80 @@ Tensor dense(const Tensor& x, const Tensor& steps) {
   return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
 }
 
-// What belongs to the options, without gaps: weights, lower and upper (K,), steps (K,) or, where dimension 0 of x holds
-// filters, (K, filters).
+// What belongs to the options, without gaps: each of shape (K,) or, where dimension 0 of x holds filters, (K, filters).
 struct Options {
   Tensor weights, steps, lower, upper;
   Options(const Tensor& x, const Tensor& w, const Tensor& s, const Tensor& l, const Tensor& u)
       : weights(w.contiguous()), steps(s.contiguous()), lower(l.contiguous()), upper(u.contiguous()) {
-    const int64_t K = w.numel();
-    TORCH_CHECK(w.dim() == 1 && l.numel() == K && u.numel() == K && (s.dim() == 1 || s.dim() == 2) && s.size(0) == K &&
-                    (s.dim() == 1 || (x.dim() > 0 && s.size(1) == x.size(0))),
-                "mixture: weights ", w.sizes(), ", steps ", s.sizes(), ", lower ", l.sizes(), ", upper ", u.sizes(),
-                " do not belong together for x ", x.sizes());
+    for (const Tensor& t : {w, s, l, u}) {
+      const bool whole = t.dim() == 1;
+      const bool by_filter = t.dim() == 2 && s.dim() == 2 && x.dim() > 0 && t.size(1) == x.size(0);
+      TORCH_CHECK((whole || by_filter) && t.size(0) == w.size(0), "mixture: weights ", w.sizes(), ", steps ", s.sizes(),
+                  ", lower ", l.sizes(), ", upper ", u.sizes(), " do not belong together for x ", x.sizes());
+    }
+  }
+  // The options of every row, row by row.
+  template <typename T>
+  std::vector<Option<T>> by_row(int64_t rows) const {
+    const int64_t K = weights.size(0);
+    std::vector<Option<T>> found(rows * K);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t k = 0; k < K; ++k)
+        found[row * K + k] = {entry<T>(weights, k, row), entry<T>(lower, k, row), entry<T>(upper, k, row),
+                              entry<T>(steps, k, row)};
+    return found;
   }
 };
 
 Tensor mixture_forward(const Tensor& tensor, const Tensor& w, const Tensor& s, const Tensor& l, const Tensor& u) {
-  const Options checked(tensor, w, s, l, u);
-  const Tensor &weights = checked.weights, &steps = checked.steps, &lower = checked.lower, &upper = checked.upper;
-  const Tensor x = dense(tensor, steps);
+  const Options given(tensor, w, s, l, u);
+  const Tensor x = dense(tensor, s);
   Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
-  const int64_t rows = rows_of(steps);
+  const int64_t rows = rows_of(s), K = w.size(0);
   const Blocks blocks(rows, x.numel() / rows);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mixture_forward", [&] {
-    const auto all = options<scalar_t>(weights, lower, upper);
-    const scalar_t *in = x.data_ptr<scalar_t>(), *step = steps.data_ptr<scalar_t>();
+    const auto all = given.by_row<scalar_t>(rows);
+    const scalar_t* in = x.data_ptr<scalar_t>();
     scalar_t* out = y.data_ptr<scalar_t>();
     at::parallel_for(0, blocks.count(), GRAIN, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
-        forward_block(in + blocks.start(b), out + blocks.start(b), blocks.length(b), all, step + blocks.row(b), rows);
+        forward_block(in + blocks.start(b), out + blocks.start(b), blocks.length(b), &all[blocks.row(b) * K], K);
     });
   });
   return y;
 }
 
-// Writes the gradient of x; returns those of the weights (K,) and steps (shaped like them; without LSQ's scale).
+// Writes the gradient of x; returns those of the weights and steps (shaped like them; without LSQ's scale).
 std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& grad_x, const Tensor& x, const Tensor& w,
                                      const Tensor& s, const Tensor& l, const Tensor& u, bool need_weights) {
-  const Options checked(x, w, s, l, u);
-  const Tensor &weights = checked.weights, &steps = checked.steps, &lower = checked.lower, &upper = checked.upper;
-  Tensor grad_weights = at::zeros(weights.sizes(), weights.options()), grad_steps = at::zeros(steps.sizes(), steps.options());
+  const Options given(x, w, s, l, u);
+  Tensor grad_weights = at::zeros(w.sizes(), w.options()), grad_steps = at::zeros(s.sizes(), s.options());
   if (x.numel() == 0) return {grad_weights, grad_steps};
-  const int64_t rows = rows_of(steps), K = weights.numel();
+  const int64_t rows = rows_of(s), K = w.size(0), weight_rows = w.dim() == 2 ? rows : 1;
   const Blocks blocks(rows, x.numel() / rows);
   std::vector<double> sums(blocks.count() * 2 * K, 0.0);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mixture_backward", [&] {
-    const auto all = options<scalar_t>(weights, lower, upper);
-    const scalar_t *in = x.data_ptr<scalar_t>(), *up = grad.data_ptr<scalar_t>(), *step = steps.data_ptr<scalar_t>();
+    const auto all = given.by_row<scalar_t>(rows);
+    const scalar_t *in = x.data_ptr<scalar_t>(), *up = grad.data_ptr<scalar_t>();
     scalar_t* out = grad_x.data_ptr<scalar_t>();
     at::parallel_for(0, blocks.count(), GRAIN, [&](int64_t begin, int64_t end) {
       scalar_t result[BLOCK];  // grad_x may be grad
       for (int64_t b = begin; b < end; ++b) {
         const int64_t at = blocks.start(b);
-        backward_block(in + at, up + at, result, blocks.length(b), all, step + blocks.row(b), rows, need_weights,
+        backward_block(in + at, up + at, result, blocks.length(b), &all[blocks.row(b) * K], K, need_weights,
                        &sums[b * 2 * K]);
         std::copy(result, result + blocks.length(b), out + at);
       }
     });
     for (int64_t k = 0; k < K; ++k) {
-      double product = 0;
-      std::vector<double> slopes(rows, 0.0);
+      std::vector<double> products(weight_rows, 0.0), slopes(rows, 0.0);
       for (int64_t b = 0; b < blocks.count(); ++b) {
-        product += sums[b * 2 * K + k];
+        products[weight_rows == 1 ? 0 : blocks.row(b)] += sums[b * 2 * K + k];
         slopes[blocks.row(b)] += sums[b * 2 * K + K + k];
       }
-      grad_weights.data_ptr<scalar_t>()[k] = static_cast<scalar_t>(product);
+      for (int64_t r = 0; r < weight_rows; ++r)
+        grad_weights.data_ptr<scalar_t>()[k * weight_rows + r] = static_cast<scalar_t>(products[r]);
       for (int64_t r = 0; r < rows; ++r) grad_steps.data_ptr<scalar_t>()[k * rows + r] = static_cast<scalar_t>(slopes[r]);
     }
   });

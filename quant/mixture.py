@@ -27,29 +27,35 @@ def grid_bounds(specs: Sequence[QuantSpec], device: torch.device | None = None) 
 
 def _forward(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, hard: bool) -> Tensor:
     if hard:
-        step, lower, upper = _chosen(weights, steps, lower, upper)
-        step = along_filters(step, x)
-        return torch.clamp(torch.round(x / step), lower, upper) * step
+        return _option(x, *_chosen(weights, steps, lower, upper))
     result = torch.zeros_like(x)
     for k in range(len(weights)):
-        step = along_filters(steps[k], x)
-        result = result + torch.clamp(torch.round(x / step), lower[k], upper[k]) * step * weights[k]
+        result = result + _option(x, steps[k], lower[k], upper[k]) * along_filters(weights[k], x)
     return result
 
 
+def _option(x: Tensor, step: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    step, lower, upper = (along_filters(t, x) for t in (step, lower, upper))
+    return torch.clamp(torch.round(x / step), lower, upper) * step
+
+
 def _chosen(weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Step and bounds of the option that a one-hot vector marks, as tensors: no graph depends on which it is."""
+    """Step and bounds of the option that one-hot weights mark, as tensors: no graph depends on which it is."""
     if len(weights) == 1:
         return steps[0], lower[0], upper[0]
     with torch.autocast(weights.device.type, enabled=False):  # a product in bf16 would round the step
         marked = weights != 0  # a step that is not used may be anything
-        steps = torch.where(marked if steps.dim() == 1 else marked.unsqueeze(1), steps, 0.0)
-        return weights @ steps, weights @ lower, weights @ upper
+        steps = torch.where(marked if steps.dim() == weights.dim() else marked.unsqueeze(1), steps, 0.0)
+        if weights.dim() == 1:
+            return weights @ steps, weights @ lower, weights @ upper
+        found = (weights * (t if t.dim() == 2 else t.unsqueeze(1)) for t in (steps, lower, upper))
+        step, low, high = (t.sum(0) for t in found)
+        return step, low, high
 
 
 def _option_backward(grad: Tensor, x: Tensor, step: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of one quantised version of x with respect to x and, per step, to the step (Esser et al. 2019, eq. 3)."""
-    scaled = x / along_filters(step, x)
+    scaled, lower, upper = x / along_filters(step, x), along_filters(lower, x), along_filters(upper, x)
     inside = (scaled >= lower) & (scaled <= upper)
     codes = torch.clamp(torch.round(scaled), lower, upper)
     slope = grad * (codes - torch.where(inside, scaled, 0.0))
@@ -64,17 +70,17 @@ def _backward(
     if choices:
         products = []
         for k in range(len(weights)):
-            step = along_filters(steps[k], x)
-            products.append((grad * (torch.clamp(torch.round(x / step), lower[k], upper[k]) * step)).sum())
+            product = grad * _option(x, steps[k], lower[k], upper[k])
+            products.append(product.sum() if weights.dim() == 1 else product.flatten(1).sum(1))
         grad_weights = torch.stack(products)
     if hard:
         step, low, high = _chosen(weights, steps, lower, upper)
         grad_x, slope = _option_backward(grad, x, step, low, high)
-        return grad_x, grad_weights, weights * slope if slope.dim() == 0 else torch.outer(weights, slope)
+        return grad_x, grad_weights, weights * slope if slope.dim() == 0 or weights.dim() == 2 else weights.outer(slope)
     grad_x, slopes = torch.zeros_like(x), []
     for k in range(len(weights)):
         part, slope = _option_backward(grad, x, steps[k], lower[k], upper[k])
-        grad_x = grad_x + part * weights[k]
+        grad_x = grad_x + part * along_filters(weights[k], x)
         slopes.append(slope * weights[k])
     return grad_x, grad_weights, torch.stack(slopes)
 
@@ -124,7 +130,7 @@ class _Mixture(torch.autograd.Function):
         else:
             grad_x, grad_weights, slopes = _backward(grad, x, weights, steps, lower, upper, ctx.hard, choices)
         scale = (ctx.elements * upper.clamp_min(1.0)).rsqrt()  # LSQ, section 2.2
-        grad_steps = slopes * (scale if slopes.dim() == 1 else scale.unsqueeze(1))
+        grad_steps = slopes * (scale if slopes.dim() == scale.dim() else scale.unsqueeze(1))
         return grad_x, grad_weights if choices else None, grad_steps, None, None, None, None, None
 
 
@@ -146,10 +152,11 @@ def mixture(
 
     Args:
         x: any shape; filters along dimension 0 where the steps have one entry per filter.
-        weights: shape (K,); a one-hot vector gives exactly the chosen option's quantised tensor.
+        weights: shape (K,), or (K, filters) where every filter has weights of its own and steps of its own; one-hot
+            weights give exactly the chosen option's quantised tensor.
         steps: shape (K,) or (K, filters); used as MIN_STEP where they are smaller.
-        lower: smallest code of each grid, shape (K,), see `grid_bounds`.
-        upper: largest code of each grid, shape (K,).
+        lower: smallest code of each grid, shape (K,), see `grid_bounds`, or (K, filters) as the weights.
+        upper: largest code of each grid, shaped as `lower`.
         batched: x has a batch dimension 0 (activations); it only changes the scale of the steps' gradient.
         hard: the weights are one-hot: plain torch then computes one option.
         owned: the result is read by one convolution or matrix product and by nothing else, so that its gradient is a
@@ -161,12 +168,13 @@ def mixture(
     Raises:
         ValueError: shapes that do not belong together.
     """
-    options = (weights.numel(),)
-    filters = x.shape[:1] if steps.dim() == 2 else ()
-    if not (weights.shape == lower.shape == upper.shape == options and steps.shape == options + filters):
+    options = tuple(weights.shape[:1])
+    allowed = (options, options + tuple(x.shape[:1])) if steps.dim() == 2 else (options,)
+    if not all(t.dim() and tuple(t.shape) in allowed for t in (weights, lower, upper)) or steps.shape != allowed[-1]:
         raise ValueError(
             f"mixture: weights {tuple(weights.shape)}, steps {tuple(steps.shape)}, lower {tuple(lower.shape)} and upper "
-            f"{tuple(upper.shape)} for x {tuple(x.shape)}; needed are (K,), (K,) or (K, filters as in x), (K,) and (K,)"
+            f"{tuple(upper.shape)} for x {tuple(x.shape)}; needed is (K,) for each, or (K, filters as in x) for the steps and "
+            "then for any other"
         )
     if x.dtype in (torch.float16, torch.bfloat16):  # 8-bit codes and steps need more than 8 bits of mantissa
         x = x.float()

@@ -203,7 +203,7 @@ def test_a_step_that_is_not_used_may_be_anything(generator: torch.Generator) -> 
 )
 def test_shapes_that_do_not_belong_together(steps: Tensor, grids: int) -> None:
     bounds = grid_bounds(SPECS[:grids])
-    with pytest.raises(ValueError, match=r"needed are \(K,\)"):
+    with pytest.raises(ValueError, match=r"needed is \(K,\)"):
         mixture(torch.zeros(6, 5), torch.tensor([0.0, 1.0, 0.0]), steps, *bounds)
 
 
@@ -213,3 +213,51 @@ def test_second_derivatives_are_refused() -> None:
     y = mixture(x, torch.ones(1), torch.ones(1), *grid_bounds(SPECS[:1])).square().sum()
     with pytest.raises(RuntimeError, match="create_graph=True"):
         torch.autograd.grad(y, x, create_graph=True)
+
+
+def _portions(hard: bool, generator: torch.Generator) -> Tensor:
+    if hard:
+        marked = torch.randint(0, 3, (4,), generator=generator)
+        return torch.nn.functional.one_hot(marked, 3).T.double().requires_grad_()
+    return torch.rand(3, 4, generator=generator, dtype=torch.float64).softmax(0).requires_grad_()
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("own_bounds", [True, False])
+def test_weights_of_every_filter_are_mixtures_of_single_filters(
+    hard: bool, own_bounds: bool, generator: torch.Generator
+) -> None:
+    x, steps = _setup(generator, True)
+    weights = _portions(hard, generator)
+    bounds = [bound.double().unsqueeze(1).repeat(1, 4) for bound in BOUNDS]
+    if own_bounds:
+        bounds[1][:, 2] -= 1
+    upstream = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    got = mixture(x, weights, steps, *(bounds if own_bounds else BOUNDS), hard=hard)
+    rows = [
+        mixture(x[f : f + 1], weights[:, f], steps[:, f : f + 1], *(b[:, f] for b in bounds), hard=hard)
+        for f in range(4)
+    ]
+    want = torch.cat(rows)
+    torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-14)
+    wanted = torch.autograd.grad(want, (x, weights, steps), upstream)
+    found = torch.autograd.grad(got, (x, weights, steps), upstream)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("backend")
+def test_every_filter_at_its_own_width_is_bit_for_bit_that_width(generator: torch.Generator) -> None:
+    x = torch.randn(4, 7, generator=generator)
+    steps = torch.rand(3, 4, generator=generator) / 5 + 0.01
+    weights = torch.nn.functional.one_hot(torch.tensor([2, 0, 1, 2]), 3).T.float()
+    found = mixture(x, weights, steps, *BOUNDS, hard=True)
+    for f, k in enumerate((2, 0, 1, 2)):
+        assert torch.equal(found[f], quantize(x[f], steps[k, f], SPECS[k]))
+
+
+@pytest.mark.usefixtures("backend")
+def test_filters_need_steps_of_their_own() -> None:
+    with pytest.raises(ValueError, match="for the steps and then for any other"):
+        mixture(torch.zeros(4, 5), torch.ones(3, 4), torch.ones(3), *BOUNDS)
