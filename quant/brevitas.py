@@ -1,6 +1,6 @@
 """The single place that talks to Brevitas: learned-step quantisers, and plain layers turned into Brevitas layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from brevitas.inject import ExtendedInjector
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from quant.quantizer import integers, quantize
-from quant.spec import MIN_STEP, QuantSpec
+from quant.mixture import grid_bounds
+from quant.quantizer import integers, quantize_along
+from quant.spec import MIN_STEP, QuantSpec, one_or_each
 
 MAX_BITS = 8
 """Widest exported code: QuantizeLinear of ONNX holds int8 and uint8."""
@@ -21,45 +22,72 @@ class LearnedStepQuant(nn.Module):
     """Brevitas `tensor_quant` with the LSQ kernel of this package: returns (value, scale, zero point, bit width).
 
     Attributes:
-        step: the learned step; shape (filters,) for a weight, () for an activation.
-        spec: the grid.
-        axis: the dimension of a weight that holds the filters; 0 for activations, which have one step.
+        step: the learned step; shape () or (entries,): filters of a weight, channels of an activation.
+        specs: the grid, or one for each entry.
+        axis: the dimension of the tensor that has one step per entry; 0 where there is one step.
         ndim: number of dimensions of the weight, so that `scale` broadcasts against it; 0 for activations.
+        batched: dimension 0 is a batch: an activation.
+        bits: the width; shape () or, where the entries differ, (entries,).
+        lower, upper: smallest and largest code; shape (1,) or (1, entries).
+        weight: ones, shape (1,): the one option of the mixture.
     """
 
     zero_point: Tensor
-    bit_width: Tensor
+    bits: Tensor
+    lower: Tensor
+    upper: Tensor
+    weight: Tensor
 
-    def __init__(self, spec: QuantSpec, step: Tensor, axis: int = 0, ndim: int = 0) -> None:
+    def __init__(
+        self, specs: tuple[QuantSpec, ...], step: Tensor, axis: int = 0, ndim: int = 0, batched: bool = False
+    ) -> None:
         super().__init__()
-        self.spec, self.axis, self.ndim = spec, axis, ndim
+        self.specs, self.axis, self.ndim, self.batched = specs, axis, ndim, batched
         self.step = nn.Parameter(step.detach().clone().to(torch.float32))
-        self.register_buffer("zero_point", torch.zeros((), device=step.device), persistent=False)
-        self.register_buffer("bit_width", torch.tensor(float(spec.bits), device=step.device), persistent=False)
+        device = step.device
+        lower, upper = grid_bounds(specs, device)
+        bits = torch.tensor([float(spec.bits) for spec in specs], device=device)
+        each = len(specs) > 1
+        self.register_buffer("zero_point", torch.zeros((), device=device), persistent=False)
+        self.register_buffer("bits", bits if each else bits[0], persistent=False)
+        self.register_buffer("lower", lower.unsqueeze(0) if each else lower, persistent=False)
+        self.register_buffer("upper", upper.unsqueeze(0) if each else upper, persistent=False)
+        self.register_buffer("weight", torch.ones(1, device=device), persistent=False)
+
+    def _along(self, entries: Tensor, ndim: int) -> Tensor:
+        """Entries of shape () or (entries,), shaped to broadcast against a tensor of `ndim` dimensions (0: as they are)."""
+        if entries.dim() == 0 or ndim == 0:
+            return entries
+        return entries.reshape([-1 if i == self.axis % ndim else 1 for i in range(ndim)])
+
+    def each(self) -> tuple[QuantSpec, ...]:
+        """The grid of every entry; one where there is one step."""
+        return self.specs if self.step.dim() == 0 or len(self.specs) > 1 else self.specs * len(self.step)
 
     def positive_step(self) -> Tensor:
         """The step in use, at least MIN_STEP; shaped like `step`."""
         return self.step.clamp_min(MIN_STEP)
 
     def scale(self) -> Tensor:
-        """The step in use, shaped to broadcast against the tensor: (filters, 1, ...), (1, filters, 1, ...) or ()."""
-        step = self.positive_step()
-        if self.ndim == 0:
-            return step
-        return step.reshape([-1 if i == self.axis else 1 for i in range(self.ndim)])
+        """The step in use, shaped to broadcast against a weight: (filters, 1, ...) or (1, filters, 1, ...), else as it is."""
+        return self._along(self.positive_step(), self.ndim)
+
+    def bit_width(self) -> Tensor:
+        """The width, shaped like `scale`, or ()."""
+        return self._along(self.bits, self.ndim)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """X in steps, before rounding; shaped like x."""
+        return x / self._along(self.positive_step(), x.dim())
 
     def codes(self, x: Tensor) -> Tensor:
         """The integer codes of x as floats, shaped like x."""
-        step = self.positive_step()
-        return integers(x.transpose(0, self.axis), step, self.spec).transpose(0, self.axis)
+        return integers(x.transpose(0, self.axis), self.positive_step(), self.specs).transpose(0, self.axis)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantised x, scale, zero point and bit width, as Brevitas expects them."""
-        if self.axis:
-            y = quantize(x.transpose(0, self.axis), self.step, self.spec).transpose(0, self.axis)
-        else:
-            y = quantize(x, self.step, self.spec, batched=self.ndim == 0)
-        return y, self.scale(), self.zero_point, self.bit_width
+        y = quantize_along(x, self.step, self.weight, self.lower, self.upper, self.axis, self.batched)
+        return y, self._along(self.positive_step(), x.dim()), self.zero_point, self._along(self.bits, x.dim())
 
 
 class LearnedStepWeight(WeightQuantProxyFromInjector):
@@ -85,12 +113,12 @@ class LearnedStepWeight(WeightQuantProxyFromInjector):
         return self.quantiser.zero_point
 
     def bit_width(self) -> Tensor:
-        """The width; shape ()."""
-        return self.quantiser.bit_width
+        """The width; shape (), or that of `scale` where filters differ."""
+        return self.quantiser.bit_width()
 
 
 class LearnedStepActivation(ActQuantProxyFromInjector):
-    """Brevitas activation proxy with one learned step; several layers may share the object. Returns plain tensors."""
+    """Brevitas activation proxy with learned steps; several layers may share the object. Returns plain tensors."""
 
     fused_activation_quant_proxy: Any
 
@@ -105,12 +133,12 @@ class LearnedStepActivation(ActQuantProxyFromInjector):
 
     @property
     def quantiser(self) -> LearnedStepQuant:
-        """The kernel with the learned step."""
+        """The kernel with the learned step or steps."""
         found: LearnedStepQuant = self.fused_activation_quant_proxy.tensor_quant
         return found
 
     def scale(self, force_eval: bool = True) -> Tensor:
-        """The step in use; shape ()."""
+        """The step in use; shape () or (channels,)."""
         return self.quantiser.scale()
 
     def zero_point(self, force_eval: bool = True) -> Tensor:
@@ -118,8 +146,8 @@ class LearnedStepActivation(ActQuantProxyFromInjector):
         return self.quantiser.zero_point
 
     def bit_width(self, force_eval: bool = True) -> Tensor:
-        """The width; shape ()."""
-        return self.quantiser.bit_width
+        """The width; shape () or, where channels differ, (channels,)."""
+        return self.quantiser.bit_width()
 
 
 class _Injector(ExtendedInjector):
@@ -127,30 +155,50 @@ class _Injector(ExtendedInjector):
     float_to_int_impl_type = "ROUND"
 
 
-def _check(step: Tensor, shape: tuple[int, ...], spec: QuantSpec, what: str) -> None:
-    if tuple(step.shape) != shape:
-        raise ValueError(f"{what}: the step has shape {tuple(step.shape)}; needed: {shape}")
+def _check(specs: QuantSpec | Sequence[QuantSpec], step: Tensor, what: str) -> tuple[QuantSpec, ...]:
+    """The grids, one or one per entry of the step."""
     if not bool(torch.isfinite(step).all()) or not bool((step > 0).all()):
         raise ValueError(f"{what}: steps must be positive and finite; found {step.detach().flatten()[:4].tolist()}...")
-    if not 2 <= spec.bits <= MAX_BITS:
-        raise ValueError(f"{what}: {spec.bits} bits; allowed in a realised layer: 2 to {MAX_BITS}")
+    found = one_or_each(specs)
+    if not isinstance(specs, QuantSpec) and step.shape != (len(specs),):
+        raise ValueError(
+            f"{what}: {len(specs)} grids and a step of shape {tuple(step.shape)}; grids in a sequence need a step each"
+        )
+    wrong = [spec.bits for spec in found if not 2 <= spec.bits <= MAX_BITS]
+    if wrong:
+        raise ValueError(f"{what}: {wrong[0]} bits; allowed in a realised layer: 2 to {MAX_BITS}")
+    return found
 
 
-def act_quantizer(spec: QuantSpec, step: Tensor) -> LearnedStepActivation:
-    """A Brevitas activation quantiser with one learned step and no statistics phase.
+def _injector(kernel: LearnedStepQuant, **others: Any) -> Any:
+    spec = max(kernel.specs, key=lambda spec: spec.bits)
+    return _Injector.let(
+        tensor_quant=kernel, signed=spec.signed, narrow_range=spec.narrow, bit_width=spec.bits, **others
+    )
+
+
+CHANNEL_DIMS = (1, -1)
+"""Where the channels of a layer's input are: 1 for convolutions, -1 for linear layers."""
+
+
+def act_quantizer(spec: QuantSpec | Sequence[QuantSpec], step: Tensor, channel_dim: int = 1) -> LearnedStepActivation:
+    """A Brevitas activation quantiser with learned steps and no statistics phase.
 
     Args:
-        spec: the grid, 2 to 8 bits.
-        step: shape (), positive; becomes the learned parameter.
+        spec: the grid, 2 to 8 bits, or one for each channel; those differ in width alone.
+        step: shape (), or (channels,) for a step of each channel's own; positive; becomes the learned parameter.
+        channel_dim: dimension of the channels, see CHANNEL_DIMS; without meaning where there is one step.
 
     Raises:
-        ValueError: a step that is not a positive scalar, or a width outside 2..8.
+        ValueError: a step of the wrong shape or sign, a width outside 2..8, or another channel dimension.
     """
-    _check(step, (), spec, "act_quantizer")
-    injector = _Injector.let(
-        tensor_quant=LearnedStepQuant(spec, step), signed=spec.signed, narrow_range=spec.narrow, bit_width=spec.bits
-    )
-    proxy = LearnedStepActivation(nn.Identity(), injector)
+    if step.dim() > 1 or step.numel() == 0:
+        raise ValueError(f"act_quantizer: the step has shape {tuple(step.shape)}; needed: () or (channels,)")
+    if channel_dim not in CHANNEL_DIMS:
+        raise ValueError(f"act_quantizer: channel_dim is {channel_dim}; allowed: 1 (convolutions), -1 (linear layers)")
+    specs = _check(spec, step, "act_quantizer")
+    kernel = LearnedStepQuant(specs, step, axis=channel_dim if step.dim() else 0, batched=True)
+    proxy = LearnedStepActivation(nn.Identity(), _injector(kernel))
     proxy.skip_create_quant_tensor = True
     return proxy
 
@@ -173,14 +221,34 @@ def filter_axis(layer: nn.Module) -> int:
     return 1 if bool(getattr(layer, "transposed", False)) else 0
 
 
+def channel_axis(layer: nn.Module) -> int:
+    """The dimension of the layer's input that holds channels or features."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _check_channels(layer: nn.Module, activation: LearnedStepQuant, what: str) -> None:
+    if activation.step.dim() == 0:
+        return
+    channels, dim = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels, channel_axis(layer)
+    if len(activation.step) != channels or activation.axis != dim:
+        raise ValueError(
+            f"{what}: the activation quantiser has {len(activation.step)} channels along dimension {activation.axis}; "
+            f"needed: {channels} along {dim}"
+        )
+
+
 def fixed_layer(
-    layer: nn.Module, weight: QuantSpec, weight_step: Tensor, activation: LearnedStepActivation
+    layer: nn.Module,
+    weight: QuantSpec | Sequence[QuantSpec],
+    weight_step: Tensor,
+    activation: LearnedStepActivation,
 ) -> nn.Module:
-    """The Brevitas layer of fixed width that computes `layer` on quantised input and weights.
+    """The Brevitas layer of fixed widths that computes `layer` on quantised input and weights.
 
     Args:
-        layer: nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear; its weights and (float) bias are copied.
-        weight: grid of the weights, signed, 2 to 8 bits.
+        layer: nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear, or a subclass with the same
+            forward; its weights and (float) bias are copied.
+        weight: grid of the weights, signed, 2 to 8 bits, or one for each filter; those differ in width alone.
         weight_step: shape (filters,), positive; filters is weight.shape[0], for transposed convolutions
             weight.shape[1] (output channels of one group). Becomes a learned parameter.
         activation: quantiser of the layer's input; consumers of one tensor share one object.
@@ -190,26 +258,25 @@ def fixed_layer(
 
     Raises:
         TypeError: another type of layer.
-        ValueError: a step of the wrong shape or sign, an unsigned grid, or a width outside 2..8.
+        ValueError: steps or grids of the wrong number or sign, an unsigned grid, a width outside 2..8, or an activation
+            quantiser for other channels.
     """
-    if type(layer) not in _KINDS:
+    kind = next((k for k in _KINDS if isinstance(layer, k) and type(layer).forward is k.forward), None)
+    if kind is None:
         allowed = ", ".join(kind.__name__ for kind in _KINDS)
         raise TypeError(f"fixed_layer: cannot quantise {type(layer).__name__}; allowed: {allowed}")
     if not isinstance(activation, LearnedStepActivation):
         raise TypeError(f"fixed_layer: activation is {type(activation).__name__}; make it with act_quantizer(...)")
     values: Tensor = layer.weight  # type: ignore[assignment]
-    axis = filter_axis(layer)
-    _check(weight_step, (values.shape[axis],), weight, f"fixed_layer({type(layer).__name__})")
-    if not weight.signed:
+    axis, what = filter_axis(layer), f"fixed_layer({type(layer).__name__})"
+    if weight_step.shape != (values.shape[axis],):
+        raise ValueError(f"{what}: the step has shape {tuple(weight_step.shape)}; needed: ({values.shape[axis]},)")
+    specs = _check(weight, weight_step, what)
+    if not specs[0].signed:
         raise ValueError("fixed_layer: the weight grid is unsigned; weights need signed=True")
-    build, names = _KINDS[type(layer)]
-    injector = _Injector.let(
-        proxy_class=LearnedStepWeight,
-        tensor_quant=LearnedStepQuant(weight, weight_step, axis, values.dim()),
-        signed=True,
-        narrow_range=weight.narrow,
-        bit_width=weight.bits,
-    )
+    _check_channels(layer, activation.quantiser, what)
+    build, names = _KINDS[kind]
+    injector = _injector(LearnedStepQuant(specs, weight_step, axis, values.dim()), proxy_class=LearnedStepWeight)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     result = build(
         **{name: getattr(layer, name) for name in names},
@@ -247,16 +314,17 @@ class QuantisedLayer:
     Attributes:
         name: path of the layer in the model.
         module: the Brevitas layer.
-        weight, activation: the grids of weights and input.
+        weights: grid of each filter; length filters (see `fixed_layer`).
+        activations: grid of the input: one, or one for each channel where the channels have steps.
         weight_step: shape (filters,), as used (clamped), float32.
-        activation_step: shape (), as used, float32.
+        activation_step: shape () or (channels,), as used, float32.
         codes: integer weights, shaped like the weight, int8.
     """
 
     name: str
     module: nn.Module
-    weight: QuantSpec
-    activation: QuantSpec
+    weights: tuple[QuantSpec, ...]
+    activations: tuple[QuantSpec, ...]
     weight_step: Tensor
     activation_step: Tensor
     codes: Tensor
@@ -280,5 +348,5 @@ def quantised_layers(model: nn.Module) -> list[QuantisedLayer]:
             codes = kernel.codes(weight.detach()).to(torch.int8).contiguous()
             steps = kernel.positive_step().detach().clone()
             step = act.positive_step().detach().clone()
-        found.append(QuantisedLayer(name, module, kernel.spec, act.spec, steps, step, codes))
+        found.append(QuantisedLayer(name, module, kernel.each(), act.each(), steps, step, codes))
     return found

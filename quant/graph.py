@@ -1,5 +1,11 @@
-"""Reads the quantised layers back from an exported ONNX file: integers, steps, widths and shapes, from its graph."""
+"""Reads the quantised layers back from an exported ONNX file: integers, steps, widths and shapes, from its graph.
 
+Widths are those of the operators. Only integers whose filters differ in width (QCDQ) have no operator that could tell:
+their widths are listed in the file's metadata, and every integer must lie in its filter's grid. Where metadata and
+operators both tell, they must agree.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +14,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
-from quant.spec import QuantSpec
+from quant.operators import Graph, Quantiser
+from quant.shapes import measured_shapes
+from quant.spec import QuantSpec, one_or_each, widths
 
-OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_MOVES = {"Transpose", "Identity", "Pad", "Slice"}
-"""Operators that only move values (circular padding is Slice and Concat), so that codes stay codes."""
+LAYERS_KEY = "dnas.layers"
+"""Key of the JSON list of layers and widths in the file's metadata_props."""
+LINEAR = ("Gemm", "MatMul")
+OPERATORS = ("Conv", "ConvTranspose", *LINEAR)
 
 
 @dataclass(frozen=True)
@@ -25,23 +34,26 @@ class ExportedLayer:
         name: the layer's name, with #1, #2, ... appended for its later uses.
         op: Conv, ConvTranspose, Gemm or MatMul.
         weight_shape: as in torch: (out, in / groups, ...), transposed convolutions (in, out / groups, ...).
-        weight_bits, weight_narrow: grid of the (signed) weights.
-        act_bits, act_signed, act_narrow: grid of the input.
+        weight_bits, weight_narrow: grid of the (signed) weights; weight_bits has one width for each filter (entry of
+            weight_steps) where they are not all alike.
+        act_bits, act_signed, act_narrow: grid of the input; act_bits has one width for each input channel where they
+            are not all alike.
         groups: groups of a convolution, else 1.
         in_channels, out_channels: channels or features.
         input_positions, output_positions: spatial positions (or tokens) of one image.
         weight_codes: integers, int64, shape weight_shape.
         weight_steps: float32, shape (filters,).
-        act_step: float32, shape ().
+        act_step: float32, shape () or (in_channels,).
         act_tensor: tensor of the quantised input: integer codes (QCDQ) or values (QONNX).
+        batch_norm: module path of the batch normalisation that steps, signs and bias have absorbed.
     """
 
     name: str
     op: str
     weight_shape: tuple[int, ...]
-    weight_bits: int
+    weight_bits: int | tuple[int, ...]
     weight_narrow: bool
-    act_bits: int
+    act_bits: int | tuple[int, ...]
     act_signed: bool
     act_narrow: bool
     groups: int
@@ -53,16 +65,26 @@ class ExportedLayer:
     weight_steps: NDArray[np.float32] = field(compare=False, repr=False)
     act_step: NDArray[np.float32] = field(compare=False, repr=False)
     act_tensor: str = field(compare=False, repr=False)
+    batch_norm: str | None = None
 
     @property
-    def weight(self) -> QuantSpec:
-        """Grid of the weights."""
-        return QuantSpec(self.weight_bits, True, self.weight_narrow)
+    def weights(self) -> tuple[QuantSpec, ...]:
+        """Grid of each filter."""
+        return tuple(
+            QuantSpec(bits, True, self.weight_narrow) for bits in _each(self.weight_bits, self.weight_steps.size)
+        )
 
     @property
-    def activation(self) -> QuantSpec:
-        """Grid of the input."""
-        return QuantSpec(self.act_bits, self.act_signed, self.act_narrow)
+    def activations(self) -> tuple[QuantSpec, ...]:
+        """Grid of the input: one, or one for each channel where the channels have steps."""
+        return tuple(
+            QuantSpec(bits, self.act_signed, self.act_narrow) for bits in _each(self.act_bits, self.act_step.size)
+        )
+
+    @property
+    def channel_axis(self) -> int:
+        """The dimension of the input that holds channels or features."""
+        return -1 if self.op in LINEAR else 1
 
     @property
     def layer(self) -> str:
@@ -75,102 +97,59 @@ class ExportedLayer:
             "name", "op", "weight_bits", "act_bits", "act_signed", "groups", "in_channels", "out_channels",
             "input_positions", "output_positions",
         )  # fmt: skip
-        return {key: getattr(self, key) for key in keys} | {"weight_shape": list(self.weight_shape)}
+        found = {key: getattr(self, key) for key in keys} | {"weight_shape": self.weight_shape}
+        if self.batch_norm is not None:
+            found["batch_norm"] = self.batch_norm
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
-@dataclass(frozen=True)
-class _Quantiser:
-    spec: QuantSpec
-    scale: NDArray[np.float32]
-    source: str
-    tensor: str
+def _each(bits: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    return (bits,) * count if isinstance(bits, int) else bits
 
 
-def _bounds_to_spec(lower: int, upper: int, signed: bool, where: str) -> QuantSpec:
-    bits = (upper + 1).bit_length() - 1 + int(signed)
-    if 1 <= bits <= 16 and not (signed and bits < 2):
-        for narrow in (False, True) if signed else (False,):
-            spec = QuantSpec(bits, signed, narrow)
-            if (spec.lower, spec.upper) == (lower, upper):
-                return spec
-    raise ValueError(f"{where}: codes {lower}..{upper} are no {'signed' if signed else 'unsigned'} grid of whole bits")
+def listed_layers(model: ModelProto) -> dict[str, dict[str, Any]]:
+    """What the metadata of a file's content lists, by layer name; empty without metadata."""
+    text = next((p.value for p in model.metadata_props if p.key == LAYERS_KEY), "[]")
+    return {entry["name"]: entry for entry in json.loads(text)}
 
 
-class Graph:
-    """An ONNX graph with look-ups by tensor name.
+def _weight_grids(
+    found: Quantiser, codes: NDArray[np.int64], axis: int, listed: Mapping[str, Any], where: str
+) -> tuple[QuantSpec, ...]:
+    """The grids of a layer's weights: of the operators, or, for integers of several widths, of the metadata."""
+    bits = listed.get("weight_bits")
+    if not (isinstance(bits, list) and np.issubdtype(found.stored.dtype, np.integer)):  # type: ignore[union-attr]
+        return found.specs
+    if found.specs != (QuantSpec(8, True),) or len(bits) != codes.shape[axis]:
+        raise ValueError(
+            f"{where}: weight grid: the metadata {LAYERS_KEY!r} lists {len(bits)} widths; the operators have "
+            f"{codes.shape[axis]} filters at {widths(found.specs)} bits"
+        )
+    specs = [QuantSpec(int(width), True, bool(listed["narrow"])) for width in bits]
+    for i, spec in enumerate(specs):
+        filter_codes = codes.take(i, axis)
+        lower, upper = int(filter_codes.min()), int(filter_codes.max())
+        if lower < spec.lower or upper > spec.upper:
+            raise ValueError(
+                f"{where}: weight grid: filter {i} holds integers {lower}..{upper}; its {spec.bits} bits allow "
+                f"{spec.lower}..{spec.upper}"
+            )
+    return one_or_each(specs)
 
-    Attributes:
-        model: the file's content.
-        values: constants (initialisers and Constant nodes) by tensor name.
-        producer: node by output tensor.
-    """
 
-    def __init__(self, model: ModelProto) -> None:
-        self.model = model
-        self.values: dict[str, NDArray[Any]] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        self.producer: dict[str, NodeProto] = {}
-        for node in model.graph.node:
-            for output in node.output:
-                self.producer[output] = node
-            if node.op_type == "Constant":
-                self.values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-
-    def constant(self, name: str, where: str) -> NDArray[Any]:
-        """The value of a constant tensor.
-
-        Raises:
-            ValueError: it is computed, not constant.
-        """
-        if name not in self.values:
-            raise ValueError(f"{where}: tensor {name!r} is not a constant of the file")
-        return self.values[name]
-
-    def quantiser(self, tensor: str) -> _Quantiser | None:
-        """The quantiser that makes this tensor, seen through transposes and padding; None if there is none."""
-        node = self.producer.get(tensor)
-        if node is None:
-            return None
-        if node.op_type in _MOVES:
-            return self.quantiser(node.input[0])
-        if node.op_type == "Concat":
-            parts = [self.quantiser(name) for name in node.input]
-            same = all(p is not None and parts[0] is not None and p.tensor == parts[0].tensor for p in parts)
-            return parts[0] if same else None
-        if node.op_type == "Quant":
-            scale, bits = self.constant(node.input[1], tensor), self.constant(node.input[3], tensor)
-            if self.constant(node.input[2], tensor).any():
-                raise ValueError(f"{tensor}: zero point is not 0")
-            signed, narrow = (bool(helper.get_node_attr_value(node, key)) for key in ("signed", "narrow"))
-            return _Quantiser(QuantSpec(int(bits), signed, narrow), scale, node.input[0], node.output[0])
-        if node.op_type != "DequantizeLinear":
-            return None
-        scale, zero = self.constant(node.input[1], tensor), self.constant(node.input[2], tensor)
-        if zero.any():
-            raise ValueError(f"{tensor}: zero point is not 0")
-        signed = zero.dtype == np.int8
-        info = np.iinfo(zero.dtype)
-        lower, upper, codes = int(info.min), int(info.max), node.input[0]
-        source = codes
-        clip = self.producer.get(codes)
-        if clip is not None and clip.op_type == "Clip":
-            lower, upper = (int(self.constant(name, tensor)) for name in clip.input[1:3])
-            source = clip.input[0]
-        quantise = self.producer.get(source)
-        if quantise is not None and quantise.op_type == "QuantizeLinear":
-            forth = [self.constant(name, tensor) for name in quantise.input[1:3]]
-            if not (
-                np.array_equal(forth[0], scale) and np.array_equal(forth[1], zero) and forth[1].dtype == zero.dtype
-            ):
-                raise ValueError(f"{tensor}: QuantizeLinear and DequantizeLinear differ in scale or zero point")
-        return _Quantiser(_bounds_to_spec(lower, upper, signed, tensor), scale, source, codes)
-
-    def weight_codes(self, found: _Quantiser, where: str) -> NDArray[np.int64]:
-        """The integer weights behind a quantiser of constants: stored integers, or multiples of the step rounded."""
-        stored = self.constant(found.source, where)
-        if np.issubdtype(stored.dtype, np.integer):
-            return stored.astype(np.int64)
-        codes = np.clip(np.round(stored / found.scale), found.spec.lower, found.spec.upper)
-        return codes.astype(np.int64)
+def _check_listed(layer: "ExportedLayer", listed: Mapping[str, Any]) -> None:
+    """Compares what the metadata lists of a layer with what was read."""
+    for what, found, keys in (
+        ("weight grid", (layer.weight_bits, layer.weight_narrow), ("weight_bits", "narrow")),
+        ("activation grid", (layer.act_bits, layer.act_signed), ("act_bits", "act_signed")),
+    ):
+        values = [listed.get(key) for key in keys]
+        wanted = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+        if wanted != found:
+            raise ValueError(
+                f"layer {layer.name}: {what} of {found[0]} bits ({keys[1]}: {found[1]}); the metadata {LAYERS_KEY!r} "
+                f"says {wanted[0]} ({keys[1]}: {wanted[1]})"
+            )
 
 
 def image_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
@@ -195,6 +174,10 @@ def image_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     inferred = onnx.shape_inference.infer_shapes(clone, data_prop=True)
     known = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in known}
+    operands = [name for node in clone.graph.node if node.op_type in OPERATORS for name in (*node.input, *node.output)]
+    unknown = {name for name in operands if 0 in shapes.get(name, (0,))[1:] or name not in shapes}
+    unknown -= {t.name for t in clone.graph.initializer}
+    shapes |= measured_shapes(clone, sorted(unknown)) if unknown else {}
     return shapes | {t.name: tuple(t.dims) for t in inferred.graph.initializer}
 
 
@@ -211,51 +194,61 @@ def _positions(shapes: Mapping[str, tuple[int, ...]], tensor: str, linear: bool,
 def layers_of(model: ModelProto) -> list[ExportedLayer]:
     """The quantised layers of a file's content in execution order; see read_layers."""
     graph = Graph(model)
-    shapes = image_shapes(model)
+    shapes, listed = image_shapes(model), listed_layers(model)
     result = []
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
             continue
         weight = graph.quantiser(node.input[1])
-        if weight is None or weight.source not in graph.values:
+        if weight is None or weight.stored is None:
             continue
         act = graph.quantiser(node.input[0])
         if act is None:
             raise ValueError(f"{node.name}: the weights are quantised but the input is not")
-        codes = graph.weight_codes(weight, node.name)
+        entry = listed.get(node.name.split("#")[0], {})
+        codes = weight.codes()
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         groups = int(attributes.get("group", 1))
-        linear = node.op_type in ("Gemm", "MatMul")
-        first, second = codes.shape[:2]
-        inputs, outputs = (first, second * groups) if node.op_type == "ConvTranspose" else (second * groups, first)
-        result.append(
-            ExportedLayer(
-                name=node.name,
-                op=node.op_type,
-                weight_shape=codes.shape,
-                weight_bits=weight.spec.bits,
-                weight_narrow=weight.spec.narrow,
-                act_bits=act.spec.bits,
-                act_signed=act.spec.signed,
-                act_narrow=act.spec.narrow,
-                groups=groups,
-                in_channels=inputs,
-                out_channels=outputs,
-                input_positions=_positions(shapes, node.input[0], linear, node.name),
-                output_positions=_positions(shapes, node.output[0], linear, node.name),
-                weight_codes=codes,
-                weight_steps=weight.scale.reshape(-1),
-                act_step=act.scale.reshape(()),
-                act_tensor=act.tensor,
+        linear, transposed = node.op_type in LINEAR, node.op_type == "ConvTranspose"
+        axes = (weight.axis, int(transposed)), (act.axis, -1 if linear else 1)
+        if any(found not in (None, needed) for found, needed in axes):
+            raise ValueError(
+                f"{node.name}: scales along {axes[0][0]} (weights) and {axes[1][0]} (input) of {node.op_type}"
             )
+        weights = _weight_grids(weight, codes, int(transposed), entry, f"layer {node.name}")
+        first, second = codes.shape[:2]
+        inputs, outputs = (first, second * groups) if transposed else (second * groups, first)
+        found = ExportedLayer(
+            name=node.name,
+            op=node.op_type,
+            weight_shape=codes.shape,
+            weight_bits=widths(weights),
+            weight_narrow=weights[0].narrow,
+            act_bits=widths(act.specs),
+            act_signed=act.specs[0].signed,
+            act_narrow=act.specs[0].narrow,
+            groups=groups,
+            in_channels=inputs,
+            out_channels=outputs,
+            input_positions=_positions(shapes, node.input[0], linear, node.name),
+            output_positions=_positions(shapes, node.output[0], linear, node.name),
+            weight_codes=codes,
+            weight_steps=weight.scale.reshape(-1),
+            act_step=act.scale,
+            act_tensor=act.tensor,
+            batch_norm=entry.get("batch_norm"),
         )
+        if entry:
+            _check_listed(found, entry)
+        result.append(found)
     return result
 
 
 def read_layers(path: str | Path) -> list[ExportedLayer]:
-    """The quantised layers of an exported file in execution order, widths taken from its operators.
+    """The quantised layers of an exported file in execution order; see the module for where widths are taken from.
 
     Raises:
-        ValueError: a quantiser that is no symmetric grid, or positions that shape inference cannot tell.
+        ValueError: a quantiser that is no symmetric grid, an integer outside of its filter's grid, metadata that
+            contradict the operators, or positions that shape inference cannot tell.
     """
     return layers_of(onnx.load(str(path)))

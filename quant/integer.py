@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quant.brevitas import QuantisedLayer, filter_axis, is_fixed, quantised_layers
+from quant.brevitas import QuantisedLayer, channel_axis, filter_axis, is_fixed, quantised_layers
 from quant.quantizer import integers
 
 EXACT = 2**53
@@ -17,9 +17,13 @@ EXACT = 2**53
 class IntegerLayer(nn.Module):
     """One layer as integer codes times integer weights, accumulated exactly, then scaled in float64.
 
+    Where every input channel has a step of its own there is no common unit to accumulate in: codes are then scaled
+    (exactly, in float64) before they are multiplied, and the sum is one of float64.
+
     Attributes:
-        largest: largest magnitude an accumulator has held since creation; shape (), int64.
+        largest: largest magnitude an accumulator has held since creation; shape (), int64; 0 with steps per channel.
         bound: largest magnitude any input could give: largest code times the sum of one filter's weight magnitudes.
+        by_channel: every input channel has a step of its own.
         source: the layer it stands for.
     """
 
@@ -30,21 +34,31 @@ class IntegerLayer(nn.Module):
         self.axis = filter_axis(module)
         self.codes = layer.codes.to(torch.float64)
         self.step = layer.activation_step.to(torch.float64)
-        scale = layer.weight_step.to(torch.float64) * self.step
+        self.by_channel, self.channel_axis = self.step.dim() > 0, channel_axis(module)
+        scale = layer.weight_step.to(torch.float64) * (1.0 if self.by_channel else self.step)
         self.groups = int(getattr(module, "groups", 1))
         self.scale = scale.repeat(self.groups) if self.axis else scale
         self.bias = None if module.bias is None else module.bias.detach().to(torch.float64)
         self.module = (module,)  # in a tuple, so that it is no submodule
         self.largest = torch.zeros((), dtype=torch.int64)
-        spec = layer.activation
         if self.axis:
             inputs, outputs = self.codes.shape[0] // self.groups, self.codes.shape[1]
             per_filter = self.codes.abs().reshape(self.groups, inputs, outputs, -1).sum((1, 3))
         else:
             per_filter = self.codes.abs().flatten(1).sum(1)
-        self.bound = int(per_filter.max()) * max(spec.upper, -spec.lower)
+        self.bound = int(per_filter.max()) * max(max(spec.upper, -spec.lower) for spec in layer.activations)
         if self.bound >= EXACT:
             raise ValueError(f"{layer.name}: accumulators up to {self.bound} are not exact in float64 (limit {EXACT})")
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model's own code asks its layer for is the layer's; tensors in float64."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "module" not in self.__dict__ or name.startswith("__"):
+                raise
+            found = getattr(self.module[0], name)
+            return found.detach().double() if isinstance(found, Tensor) else found
 
     @property
     def accumulator_bits(self) -> int:
@@ -53,12 +67,18 @@ class IntegerLayer(nn.Module):
 
     def input_codes(self, x: Tensor) -> Tensor:
         """The integer codes of an input as float64, shaped like x."""
-        return integers(x, self.step, self.source.activation)
+        if not self.by_channel:
+            return integers(x, self.step, self.source.activations)
+        first = x.transpose(0, self.channel_axis)
+        return integers(first, self.step, self.source.activations).transpose(0, self.channel_axis)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The layer's output for a float64 input, float64; output_size as in transposed convolutions."""
-        total = self._accumulate(self.input_codes(x), output_size)
-        if total.numel():
+        codes = self.input_codes(x)
+        if self.by_channel:
+            codes = (codes.transpose(-1, self.channel_axis) * self.step).transpose(-1, self.channel_axis)
+        total = self._accumulate(codes, output_size)
+        if total.numel() and not self.by_channel:
             self.largest = torch.maximum(self.largest, total.abs().amax().to(torch.int64))
         linear = isinstance(self.module[0], nn.Linear)
         shape = [-1] if linear else [-1, *([1] * (self.codes.dim() - 2))]
@@ -100,10 +120,14 @@ class IntegerReference(nn.Module):
             return self.model(*(x.double() if x.is_floating_point() else x for x in inputs))
 
     def accumulators(self) -> dict[str, dict[str, int]]:
-        """Per layer: largest accumulator seen, the bits that needs, and the largest that any input could give."""
+        """Per layer: largest accumulator seen, the bits that needs, and the largest that any input could give.
+
+        Layers whose input channels have steps of their own have no integer accumulator and are left out.
+        """
         return {
             name: {"largest": int(layer.largest), "bits": layer.accumulator_bits, "bound": layer.bound}
             for name, layer in self.layers.items()
+            if not layer.by_channel
         }
 
 

@@ -86,13 +86,13 @@ def _describe() -> None:
     def _(
         grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return like(x, steps), torch.empty_like(weights), torch.empty_like(steps)
+        return like(x, steps), weights.new_empty(weights.shape), steps.new_empty(steps.shape)
 
     @torch.library.register_fake("dnas::mixture_backward_")
     def _(
         grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(weights), torch.empty_like(steps)
+        return weights.new_empty(weights.shape), steps.new_empty(steps.shape)
 
 
 _loaded = False

@@ -7,12 +7,11 @@ trained in the network, bit for bit, without Brevitas' bookkeeping in every step
 import copy
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.brevitas import LearnedStepActivation, LearnedStepQuant, filter_axis, is_fixed, plain_layer
-from quant.mixture import grid_bounds, mixture
+from quant.brevitas import LearnedStepActivation, LearnedStepQuant, is_fixed, plain_layer
+from quant.quantizer import quantize_along
 
 
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -35,25 +34,40 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     raise TypeError(f"{type(layer).__name__} is not a convolution or linear layer")
 
 
+def own_or_layer(module: nn.Module, name: str, child: str = "layer") -> Any:
+    """An attribute of a module that stands in a user's module's place: its own, or else that of its child.
+
+    Raises:
+        AttributeError: neither has it.
+    """
+    try:
+        return nn.Module.__getattr__(module, name)
+    except AttributeError:
+        layer = module.__dict__.get("_modules", {}).get(child)
+        if layer is None or name.startswith("__"):
+            raise
+        return getattr(layer, name)
+
+
 class FixedQuantizer(nn.Module):
-    """A learned-step quantiser at one width, for one `FixedLayer` to read; shares the step of a `LearnedStepQuant`."""
+    """A learned-step quantiser of fixed widths, for one `FixedLayer` to read; shares the step of a `LearnedStepQuant`."""
 
     lower: Tensor
     upper: Tensor
     weight: Tensor
 
-    def __init__(self, kernel: LearnedStepQuant, batched: bool) -> None:
+    def __init__(self, kernel: LearnedStepQuant) -> None:
         super().__init__()
-        self.step, self.batched = kernel.step, batched
-        lower, upper = grid_bounds((kernel.spec,), kernel.step.device)
-        self.register_buffer("lower", lower, persistent=False)  # tensors: one compiled graph serves every width
-        self.register_buffer("upper", upper, persistent=False)
-        self.register_buffer("weight", torch.ones_like(lower), persistent=False)
+        self.step, self.axis, self.batched = kernel.step, kernel.axis, kernel.batched
+        self.register_buffer("lower", kernel.lower.clone(), persistent=False)  # tensors: one compiled graph serves
+        self.register_buffer("upper", kernel.upper.clone(), persistent=False)  # every width
+        self.register_buffer("weight", kernel.weight.clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """X of any shape; filters along dimension 0 where there is a step per filter."""
-        steps = self.step.unsqueeze(0)
-        return mixture(x, self.weight, steps, self.lower, self.upper, self.batched, hard=True, owned=self.batched)
+        """X of any shape."""
+        return quantize_along(
+            x, self.step, self.weight, self.lower, self.upper, self.axis, self.batched, owned=self.batched
+        )
 
 
 class FixedLayer(nn.Module):
@@ -62,13 +76,14 @@ class FixedLayer(nn.Module):
     def __init__(self, layer: nn.Module, weight: FixedQuantizer, activation: FixedQuantizer) -> None:
         super().__init__()
         self.layer, self.weight_quantizer, self.activation = layer, weight, activation
-        self.axis = filter_axis(layer)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model's own code asks its layer for is the layer's."""
+        return own_or_layer(self, name)
 
     def forward(self, x: Tensor) -> Tensor:
         """X as the layer takes it."""
-        weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        weight = self.weight_quantizer(weight.transpose(0, self.axis)).transpose(0, self.axis)
-        return apply_layer(self.layer, self.activation(x), weight)
+        return apply_layer(self.layer, self.activation(x), self.weight_quantizer(self.layer.weight))
 
 
 def training_twin(model: nn.Module) -> nn.Module:
@@ -87,9 +102,9 @@ def training_twin(model: nn.Module) -> nn.Module:
         if is_fixed(module):
             activation: Any = module.input_quant
             if activation not in activations:
-                activations[activation] = FixedQuantizer(activation.quantiser, batched=True)
+                activations[activation] = FixedQuantizer(activation.quantiser)
             weight_quant: Any = module.weight_quant
-            weight = FixedQuantizer(weight_quant.quantiser, batched=False)
+            weight = FixedQuantizer(weight_quant.quantiser)
             layer = FixedLayer(plain_layer(module), weight, activations[activation])
             memo[id(module)] = layer.train(module.training)
     twin: nn.Module = copy.deepcopy(model, memo)

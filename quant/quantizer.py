@@ -1,21 +1,86 @@
 """Learned-step quantisation (LSQ, Esser et al. 2019, arXiv 1902.08153) of one tensor at one width."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from quant.mixture import along_filters, grid_bounds, mixture
-from quant.spec import MIN_STEP, QuantSpec
+from quant.spec import MIN_STEP, QuantSpec, one_or_each
+
+_AT_A_TIME = 131_072
+"""Elements that `fit_step` works on at a time, so that they stay in the processor's cache."""
+_CHECK_EVERY = 6
+"""Candidates after which `fit_step` asks whether a smaller step can still be better."""
 
 
-def integers(x: Tensor, step: Tensor, spec: QuantSpec) -> Tensor:
+def integers(x: Tensor, step: Tensor, spec: QuantSpec | Sequence[QuantSpec]) -> Tensor:
     """Codes `clamp(round(x / step))` as floats, rounding half to even.
 
     Args:
         x: any shape; filters along dimension 0 where step has one entry per filter.
         step: shape () or (filters,), positive.
-        spec: the grid.
+        spec: the grid, or one for each filter.
     """
-    return torch.clamp(torch.round(x / along_filters(step, x)), spec.lower, spec.upper)
+    specs = one_or_each(spec)
+    codes = torch.round(x / along_filters(step, x))
+    if len(specs) == 1:
+        return torch.clamp(codes, specs[0].lower, specs[0].upper)
+    lower, upper = (along_filters(bound.to(x.dtype), x) for bound in grid_bounds(specs, x.device))
+    return torch.clamp(codes, lower, upper)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """Passes a tensor on and multiplies its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The tensor itself, its gradient times a factor."""
+    found: Tensor = _ScaledGradient.apply(x, factor)
+    return found
+
+
+def quantize_along(
+    x: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    axis: int,
+    batched: bool,
+    owned: bool = False,
+) -> Tensor:
+    """Quantises x with one step, or with a step and a width for each entry of a dimension; differentiable as `mixture`.
+
+    Args:
+        x: any shape.
+        step: shape () or (entries,); used as MIN_STEP where it is smaller.
+        weight: ones, shape (1,).
+        lower: smallest code, shape (1,), or (1, entries) where the entries differ; see `grid_bounds`.
+        upper: largest code, shaped as `lower`.
+        axis: the dimension of x that has one step per entry.
+        batched: dimension 0 of x is a batch of activations: LSQ scales a step's gradient by the elements of one image.
+        owned: as in `mixture`.
+
+    Returns:
+        a float tensor shaped like x.
+    """
+    steps = step.unsqueeze(0)
+    if step.dim() == 0:
+        return mixture(x, weight, steps, lower, upper, batched, hard=True, owned=owned)
+    if batched:  # the mixture counts an entry's elements over the whole batch
+        steps = scale_gradient(steps, x.shape[0] ** 0.5)
+    return mixture(x.transpose(0, axis), weight, steps, lower, upper, hard=True).transpose(0, axis)
 
 
 def quantize(x: Tensor, step: Tensor, spec: QuantSpec, batched: bool = False) -> Tensor:
@@ -50,18 +115,35 @@ def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80)
         flat = x.detach().float()
         flat = flat.flatten(1) if per_filter else flat.reshape(1, -1)
         largest = flat.abs().amax(1)
-        span = float(max(spec.upper, -spec.lower))
         whole = largest.amax() if float(largest.amax()) > 0 else torch.ones((), device=x.device)
         largest = torch.where(largest > 0, largest, whole.expand_as(largest))
-        best_error = torch.full_like(largest, float("inf"))
-        best = largest / span
-        for i in range(1, candidates + 1):
-            step = largest / span * (0.025 + (1.0 - 0.025) * i / candidates)
-            column = step.unsqueeze(1)
-            codes = torch.clamp(torch.round(flat / column), spec.lower, spec.upper)
-            error = (codes * column - flat).square().sum(1)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best = torch.where(better, step, best)
-        best = best.clamp_min(MIN_STEP)
+        rows = max(_AT_A_TIME // max(flat.shape[1], 1), 1)
+        parts = zip(flat.split(rows), largest.split(rows), strict=True)
+        best = torch.cat([_best_steps(values, full, spec, candidates) for values, full in parts]).clamp_min(MIN_STEP)
         return best if per_filter else best[0]
+
+
+def _best_steps(flat: Tensor, largest: Tensor, spec: QuantSpec, candidates: int) -> Tensor:
+    """The step of least squared error of every row; of equal ones the smallest.
+
+    Candidates are tried from the largest down. What a step cuts off bounds its error from below and only grows as
+    steps shrink: once that alone exceeds every row's best error, no smaller step can be better.
+    """
+    span = float(max(spec.upper, -spec.lower))
+    best_error = torch.full_like(largest, float("inf"))
+    best = largest / span
+    work = torch.empty_like(flat)
+    for i in range(candidates, 0, -1):
+        step = largest / span * (0.025 + (1.0 - 0.025) * i / candidates)
+        column = step.unsqueeze(1)
+        torch.div(flat, column, out=work)
+        error = work.round_().clamp_(spec.lower, spec.upper).mul_(column).sub_(flat).square_().sum(1)
+        better = error <= best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, step, best)
+        if i % _CHECK_EVERY == 0:
+            torch.clamp(flat, column * spec.lower, column * spec.upper, out=work)
+            cut_off = work.sub_(flat).square_().sum(1)
+            if bool((cut_off > best_error * 1.0001).all()):
+                break
+    return best

@@ -1,5 +1,6 @@
 """Runs exported files and returns the logits together with the integer codes of every quantised input."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def torch_runner(model: nn.Module) -> Runner:
             def hook(module: nn.Module, args: Any, name: str = layer.name, quantiser: Any = quantiser) -> None:
                 use = _use(name, codes)
                 codes[use] = quantiser.codes(args[0]).to(torch.int16).cpu().numpy()
-                scaled[use] = (args[0] / quantiser.positive_step()).double().cpu().numpy()
+                scaled[use] = quantiser.scaled(args[0]).double().cpu().numpy()
 
             handles.append(layer.module.register_forward_pre_hook(hook))
         modes = {module: module.training for module in model.modules()}
@@ -112,9 +113,12 @@ def _padded(images: Tensor, batch: int) -> NDArray[np.float32]:
 def _collect(logits: NDArray[Any], tensors: dict[str, Any], layers: list[ExportedLayer], count: int) -> Run:
     codes = {}
     for layer in layers:
-        values = tensors[layer.act_tensor][:count]
+        values = tensors[layer.act_tensor]
+        if len(values) % len(logits) == 0:  # windows and patches of an image stand together
+            values = values[: len(values) // len(logits) * count]
         if values.dtype == np.float32:
-            values = np.round(values / layer.act_step)
+            each = [-1 if i == layer.channel_axis % values.ndim else 1 for i in range(values.ndim)]
+            values = np.round(values / (layer.act_step.reshape(each) if layer.act_step.ndim else layer.act_step))
         codes[layer.name] = values.astype(np.int16)
     return Run(logits[:count], codes, {})
 
@@ -184,7 +188,8 @@ def qonnx_runner(path: str | Path, batch: int) -> Runner:
     wrapper = ModelWrapper(model).transform(InferShapes())
 
     def run(images: Tensor) -> Run:
-        with _readable_by_onnxruntime(version):
+        with _readable_by_onnxruntime(version), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Output shapes disagree")  # of shapes that the graph computes
             tensors = execute_onnx(wrapper, {source: _padded(images, batch)}, return_full_exec_context=True)
         return _collect(tensors[target], tensors, layers, images.shape[0])
 

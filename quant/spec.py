@@ -1,5 +1,6 @@
 """The frozen value that fully determines the integer grid of a quantiser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_STEP = 1e-8
@@ -40,3 +41,23 @@ class QuantSpec:
     def upper(self) -> int:
         """The largest code."""
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+
+def one_or_each(specs: QuantSpec | Sequence[QuantSpec]) -> tuple[QuantSpec, ...]:
+    """The grids of a tensor: one where all of its filters or channels are alike, else one for each.
+
+    Raises:
+        ValueError: no grid, or grids that differ in more than their width.
+    """
+    found = (specs,) if isinstance(specs, QuantSpec) else tuple(specs)
+    if not found:
+        raise ValueError("QuantSpec: an empty sequence of grids; pass one grid, or one for each filter or channel")
+    if len({(spec.signed, spec.narrow) for spec in found}) > 1:
+        raise ValueError("QuantSpec: the grids of one tensor differ in signed or narrow; only bits may differ")
+    return found if len(set(found)) > 1 else found[:1]
+
+
+def widths(specs: Sequence[QuantSpec]) -> int | tuple[int, ...]:
+    """The bits of grids: one number where all are alike, else one for each."""
+    bits = tuple(spec.bits for spec in specs)
+    return bits if len(set(bits)) > 1 else bits[0]

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quant.brevitas import QuantisedLayer, quantised_layers
+from quant.fold import foldable, folded
 from quant.graph import ExportedLayer, read_layers
 from quant.integer import integer_reference
 from quant.pack import packed_bytes
@@ -48,7 +50,7 @@ class _Comparison:
 
 
 def check_parameters(model: nn.Module, exported: list[ExportedLayer], where: str) -> None:
-    """Compares integers, steps and grids of a file with the network's.
+    """Compares integers, steps and grids of a file with the network's, batch normalisation folded where the file says so.
 
     Args:
         model: the realised network.
@@ -66,12 +68,22 @@ def check_parameters(model: nn.Module, exported: list[ExportedLayer], where: str
             f"only in the network: {sorted(set(layers) - names)}"
         )
     for use in exported:
-        _check_layer(layers[use.layer], use, where)
+        layer = layers[use.layer]
+        _check_layer(layer if use.batch_norm is None else _folded(model, layer, use.batch_norm, where), use, where)
+
+
+def _folded(model: nn.Module, layer: QuantisedLayer, path: str, where: str) -> QuantisedLayer:
+    """The layer after the batch normalisation that the file says it has absorbed."""
+    norm = foldable(model).get(path)
+    found = None if norm is None else folded(layer, norm)
+    if found is None:
+        raise VerificationError(f"{where}: layer {layer.name}: the network has no batch normalisation {path!r} to fold")
+    return found[0]
 
 
 def _check_layer(layer: QuantisedLayer, found: ExportedLayer, where: str) -> None:
     for what, ours, theirs in (
-        ("weight grid", layer.weight, found.weight), ("activation grid", layer.activation, found.activation)
+        ("weight grid", layer.weights, found.weights), ("activation grid", layer.activations, found.activations)
     ):  # fmt: skip
         if ours != theirs:
             raise VerificationError(f"{where}: layer {found.name}: {what} is {theirs}; the network's is {ours}")
@@ -94,6 +106,13 @@ def _check_layer(layer: QuantisedLayer, found: ExportedLayer, where: str) -> Non
             )
 
 
+def _by_image(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Shape (count, parts, ...): windows and patches of an image stand together; what no image enters is each one's."""
+    if len(values) % count:
+        return np.broadcast_to(values, (count, *values.shape))
+    return values.reshape(count, len(values) // count, *values.shape[1:])
+
+
 def _check_batch(ours: Run, theirs: Run, offset: int, where: str, result: _Comparison, tie: float) -> None:
     """Compares one batch and adds to `result`."""
     if set(ours.codes) != set(theirs.codes):
@@ -104,16 +123,18 @@ def _check_batch(ours: Run, theirs: Run, offset: int, where: str, result: _Compa
         other = theirs.codes[name]
         if codes.shape != other.shape:
             raise VerificationError(f"{where}: layer {name}: input is {other.shape}; torch's is {codes.shape}")
+        codes, other, scaled = (_by_image(x, count) for x in (codes, other, ours.scaled[name]))
         first = (codes != other).reshape(count, -1).any(1) & ~tied
         if not first.any():
             continue
         for at in np.argwhere((codes != other) & first.reshape(-1, *[1] * (codes.ndim - 1))):
             index = tuple(int(i) for i in at)
-            mine, its, value = int(codes[index]), int(other[index]), float(ours.scaled[name][index])
+            mine, its, value = int(codes[index]), int(other[index]), float(scaled[index])
             distance = abs(value - (mine + its) / 2)
+            element = list(index[2:] if codes.shape[1] == 1 else index[1:])
             if abs(mine - its) != 1 or not distance <= tie:
                 raise VerificationError(
-                    f"{where}: layer {name}, image {offset + index[0]}, element {list(index[1:])}: code {its}, torch's "
+                    f"{where}: layer {name}, image {offset + index[0]}, element {element}: code {its}, torch's "
                     f"is {mine} from value {value:.6f} steps; no tie (distance {distance:.2g}, allowed {tie:g})"
                 )
             result.ties += 1

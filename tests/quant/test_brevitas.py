@@ -5,10 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from brevitas.core.function_wrapper import Identity, RoundSte, TensorClamp
-from brevitas.core.quant import IntQuant
 from brevitas.quant_tensor import IntQuantTensor
-from quantised_networks import Residual, Sequence, act, fix, images, network
+from quantised_networks import (
+    Mixed,
+    MixedSequence,
+    Network,
+    Residual,
+    Sequence,
+    act,
+    fix,
+    images,
+    kinds,
+    network,
+    stock,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,16 +31,6 @@ SPECS = [
     for bits in (2, 3, 4, 6, 8)
     for signed, narrow in ((False, False), (True, False), (True, True))
 ]
-
-
-def stock(x: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Brevitas' own quantiser at this scale."""
-    kernel = IntQuant(
-        narrow_range=spec.narrow, signed=spec.signed, input_view_impl=Identity(), float_to_int_impl=RoundSte(),
-        tensor_clamp_impl=TensorClamp(),
-    )  # fmt: skip
-    result: Tensor = kernel(scale, torch.zeros(()), torch.tensor(float(spec.bits)), x)
-    return result
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -72,20 +72,6 @@ def test_activation_quantiser_equals_stock_brevitas(spec: QuantSpec) -> None:
     assert torch.equal(proxy.scale(), step)
     assert (int(proxy.bit_width()), int(proxy.zero_point())) == (spec.bits, 0)
     assert (proxy.is_signed, proxy.is_narrow_range) == (spec.signed, spec.narrow)
-
-
-def kinds() -> list[Any]:
-    """One plain layer of every kind."""
-    return [
-        nn.Conv1d(4, 6, 3, padding="same", dilation=2),
-        nn.Conv2d(4, 6, (3, 1), stride=2, padding=1, groups=2, bias=False),
-        nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
-        nn.Conv3d(4, 6, 2),
-        nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1),
-        nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2, padding=1),
-        nn.ConvTranspose3d(4, 6, 2, bias=False),
-        nn.Linear(4, 6),
-    ]
 
 
 @pytest.mark.parametrize("position", range(len(kinds())), ids=lambda i: f"{type(kinds()[i]).__name__}-{i}")
@@ -144,9 +130,10 @@ def test_shared_quantiser_is_one_parameter_through_copies_and_state_dicts() -> N
     assert float(model.block["conv1"].input_quant.quantiser.step.detach()) == pytest.approx(2 / 15)
 
 
-def test_retraining_reaches_weights_biases_and_every_step() -> None:
-    model = network(Sequence).train()
-    model(images(Sequence, 4)).square().sum().backward()
+@pytest.mark.parametrize("kind", [Sequence, Mixed, MixedSequence])
+def test_retraining_reaches_weights_biases_and_every_step(kind: Network) -> None:
+    model = network(kind)
+    model(images(kind, 4)).square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert all(g is not None and bool(g.isfinite().all()) for g in gradients.values())
     assert all(float(g.abs().sum()) > 0 for g in gradients.values() if g is not None)
@@ -157,8 +144,8 @@ def test_layers_are_listed_in_module_order() -> None:
     assert [layer.name for layer in listed] == [
         "stem", "block.conv1", "block.down", "block.depth", "block.point", "head",
     ]  # fmt: skip
-    assert [layer.weight.bits for layer in listed] == [8, 4, 3, 6, 2, 8]
-    assert [layer.activation.bits for layer in listed] == [8, 4, 4, 3, 6, 8]
+    assert [layer.weights[0].bits for layer in listed] == [8, 4, 3, 6, 2, 8]
+    assert [layer.activations[0].bits for layer in listed] == [8, 4, 4, 3, 6, 8]
     assert set(listed[4].codes.unique().tolist()) == {-1, 0, 1}
 
 

@@ -9,14 +9,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from quantised_networks import Residual, Sequence, act, fix, images, network
+from quantised_networks import Mixed, MixedSequence, Network, Residual, Sequence, act, fix, images, network
 from torch import Tensor, nn
 
 from quant.brevitas import quantised_layers
 from quant.export import LAYERS_KEY, Format, export
 from quant.graph import read_layers
 
-KINDS = [Residual, Sequence]
+KINDS = [Residual, Sequence, Mixed, MixedSequence]
 FORMATS: list[Format] = ["qcdq", "qonnx"]
 
 
@@ -25,11 +25,14 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+def one_or_all(bits: list[int]) -> int | list[int]:
+    """As the metadata lists widths."""
+    return bits[0] if bits == bits[:1] * len(bits) else bits
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_file_holds_the_models_integers_steps_and_widths(
-    kind: type[Residual] | type[Sequence], format: Format, tmp_path: Path
-) -> None:
+def test_file_holds_the_models_integers_steps_and_widths(kind: Network, format: Format, tmp_path: Path) -> None:
     model = network(kind)
     export(model, images(kind, 2), tmp_path / "net.onnx", format)
     found = {layer.name: layer for layer in read_layers(tmp_path / "net.onnx")}
@@ -39,16 +42,16 @@ def test_file_holds_the_models_integers_steps_and_widths(
         other = found[layer.name]
         assert np.array_equal(other.weight_codes, layer.codes.numpy())
         assert np.array_equal(other.weight_steps, layer.weight_step.numpy())
-        assert other.act_step == layer.activation_step.numpy()
-        assert (other.weight, other.activation) == (layer.weight, layer.activation)
+        assert np.array_equal(other.act_step, layer.activation_step.numpy())
+        assert (other.weights, other.activations) == (layer.weights, layer.activations)
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert json.loads(metadata[LAYERS_KEY]) == [
         {
             "name": layer.name,
-            "weight_bits": layer.weight.bits,
-            "act_bits": layer.activation.bits,
-            "act_signed": layer.activation.signed,
-            "narrow": layer.weight.narrow,
+            "weight_bits": one_or_all([spec.bits for spec in layer.weights]),
+            "act_bits": one_or_all([spec.bits for spec in layer.activations]),
+            "act_signed": layer.activations[0].signed,
+            "narrow": layer.weights[0].narrow,
         }
         for layer in layers
     ]
@@ -72,7 +75,7 @@ def test_shapes_for_the_cost_are_in_the_graph(format: Format, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_qcdq_runs_in_onnxruntime_at_any_batch_size(kind: type[Residual] | type[Sequence], tmp_path: Path) -> None:
+def test_qcdq_runs_in_onnxruntime_at_any_batch_size(kind: Network, tmp_path: Path) -> None:
     model = network(kind)
     export(model, images(kind, 2), tmp_path / "net.onnx", "qcdq")
     file = onnx.load(tmp_path / "net.onnx")
@@ -124,8 +127,8 @@ def test_every_width_narrow_and_full_comes_back(bits: int, format: Format, tmp_p
     ).eval()
     export(model, torch.randn(1, 2, 5, 5), tmp_path / "net.onnx", format)
     found = read_layers(tmp_path / "net.onnx")
-    assert [(x.weight, x.activation) for x in found] == [
-        (layer.weight, layer.activation) for layer in quantised_layers(model)
+    assert [(x.weights, x.activations) for x in found] == [
+        (layer.weights, layer.activations) for layer in quantised_layers(model)
     ]
 
 
@@ -176,3 +179,21 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         export(network(Sequence), images(Sequence, 1), tmp_path / "x", "onnx")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no quantised layers"):
         export(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / "x", "qcdq")
+
+
+class LastDimension(nn.Module):
+    """A layer on images in channels-last, as `movedim` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = fix(nn.Linear(3, 4), 4, act(8, signed=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def test_movedim_from_the_last_dimension(tmp_path: Path) -> None:
+    model, x = LastDimension().eval(), torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
+    export(model, x, tmp_path / "net.onnx", "qcdq")
+    (found,) = session(tmp_path / "net.onnx").run(None, {"input": x.numpy()})
+    np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)

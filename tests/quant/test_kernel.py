@@ -64,8 +64,11 @@ def test_shapes_and_strides_are_told_to_the_compiler() -> None:
     )
     lower, upper, weights = torch.tensor([-2.0, -8.0]), torch.tensor([1.0, 7.0]), torch.tensor([0.0, 1.0])
     for tensor in layouts:
-        for steps in (torch.full((2,), 0.1), torch.full((2, 4), 0.1)):
-            rest = (tensor, weights, steps, lower, upper)
+        by_filter = torch.tensor([[1.0, 0.0]] * 4).T  # with the strides that a choice by filter has
+        for steps, own in (
+            (torch.full((2,), 0.1), weights), (torch.full((2, 4), 0.1), weights), (torch.full((2, 4), 0.1), by_filter)
+        ):  # fmt: skip
+            rest = (tensor, own, steps, lower, upper)
             torch.library.opcheck(torch.ops.dnas.mixture_forward, rest)
             for op in (torch.ops.dnas.mixture_backward, torch.ops.dnas.mixture_backward_):
                 torch.library.opcheck(op, (torch.randn(tensor.shape), *rest, True))

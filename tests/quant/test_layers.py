@@ -10,10 +10,21 @@ from torch import Tensor, nn
 
 from quant.brevitas import LearnedStepActivation, is_fixed, plain_layer
 from quant.layers import FixedLayer, apply_layer, training_twin
-from tests.quant.quantised_networks import Residual, Sequence, act, fix, images, network
+from tests.quant.quantised_networks import (
+    Mixed,
+    MixedSequence,
+    Network,
+    Residual,
+    Sequence,
+    act,
+    act_each,
+    fix,
+    fix_each,
+    images,
+    network,
+)
 
-Kind = type[Residual] | type[Sequence]
-KINDS = (Residual, Sequence)
+KINDS = (Residual, Sequence, Mixed, MixedSequence)
 
 
 def train(run: nn.Module, model: nn.Module, x: Tensor, steps: int = 4) -> list[float]:
@@ -31,7 +42,7 @@ def train(run: nn.Module, model: nn.Module, x: Tensor, steps: int = 4) -> list[f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_the_twin_trains_the_network_bit_for_bit(kind: Kind) -> None:
+def test_training_the_twin_trains_the_network_bit_for_bit(kind: Network) -> None:
     model = network(kind)
     other, x = copy.deepcopy(model), images(kind, 6)
     twin = training_twin(model)
@@ -43,8 +54,26 @@ def test_training_the_twin_trains_the_network_bit_for_bit(kind: Kind) -> None:
         assert torch.equal(twin.eval()(x), other(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+def test_widths_of_filters_and_channels_compile(generator: torch.Generator) -> None:
+    conv = fix_each(nn.Conv1d(3, 4, 3), [2, 8, 3, 5], act_each([8, 2, 4], True))
+    linear = fix_each(nn.Linear(8, 3), [4, 2, 3], act_each([2, 3, 4, 5, 6, 7, 8, 2], channel_dim=-1))
+    model = nn.Sequential(conv, nn.Flatten(), linear)
+    twin = training_twin(model)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    for count in (4, 3):
+        x, found = torch.randn(count, 3, 4, generator=generator), []
+        for run in (twin, compiled):
+            model.zero_grad()
+            run(x).square().sum().backward()
+            found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_and_buffers_are_the_same_objects(kind: Kind) -> None:
+def test_parameters_and_buffers_are_the_same_objects(kind: Network) -> None:
     model = network(kind)
     twin = training_twin(model)
     assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}

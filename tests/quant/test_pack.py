@@ -32,6 +32,44 @@ def test_layout_is_one_little_endian_number(case: tuple[list[int], int, bool]) -
     assert pack(np.array(codes, np.int64), bits) == number.to_bytes(-(-len(codes) * bits // 8), "little")
 
 
+@st.composite
+def filters(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+    """Signed codes of filters of equal size, each of a width of its own."""
+    bits = draw(st.lists(st.integers(1, 16), min_size=1, max_size=9))
+    size = draw(st.integers(1, 7))
+    ends = [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) for b in bits]
+    return [draw(st.lists(st.integers(*e), min_size=size, max_size=size)) for e in ends], bits
+
+
+@given(filters())
+def test_filters_of_their_own_widths_lie_without_gaps(case: tuple[list[list[int]], list[int]]) -> None:
+    codes, bits = case
+    number = at = 0
+    for row, width in zip(codes, bits, strict=True):
+        for code in row:
+            number |= (code % 2**width) << at
+            at += width
+    values = np.array(codes)
+    signed = bool((values < 0).any())
+    data = pack(values, bits)
+    assert data == number.to_bytes(-(-at // 8), "little")
+    assert unpack(data, bits, values.size, signed).tolist() == values.ravel().tolist()
+    assert pack(values, [16] * len(bits)) == pack(values, 16)
+
+
+def test_each_filter_must_fit_its_own_width() -> None:
+    codes = np.array([[7, -8], [1, -2]])
+    assert len(pack(codes, [4, 2])) == 2
+    with pytest.raises(ValueError, match=r"-8\.\.7 do not fit 2 bits; allowed: -2\.\.1"):
+        pack(codes, [2, 4])
+    with pytest.raises(ValueError, match="3 widths for 4 codes"):
+        pack(codes, [4, 4, 4])
+    with pytest.raises(ValueError, match="bits is 17"):
+        pack(codes, [4, 17])
+    with pytest.raises(ValueError, match="take 2 bytes; found 3"):
+        unpack(b"\0\0\0", [4, 2], 4, True)
+
+
 def test_wrong_codes_and_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"-3\.\.0 do not fit 2 bits; allowed: -2\.\.1"):
         pack([-3, 0], 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quant.quantizer import fit_step, integers, quantize
-from quant.spec import MIN_STEP, QuantSpec
+from quant.spec import MIN_STEP, QuantSpec, one_or_each, widths
 
 KINDS = ((True, False), (True, True), (False, False))
 SPECS = [QuantSpec(bits, signed, narrow) for bits in (2, 3, 4, 8) for signed, narrow in KINDS]
@@ -124,3 +124,25 @@ def test_ranges_of_grids() -> None:
     }
     for grid, ends in ranges.items():
         assert (QuantSpec(*grid).lower, QuantSpec(*grid).upper) == ends
+
+
+def test_grids_of_one_tensor() -> None:
+    two, four = QuantSpec(2, True), QuantSpec(4, True)
+    assert one_or_each(two) == one_or_each([two]) == one_or_each([two, two]) == (two,)
+    assert one_or_each([two, four, two]) == (two, four, two)
+    assert (widths([two]), widths([two, two]), widths([four, two])) == (2, 2, (4, 2))
+    for wrong, text in (
+        ([], "empty"),
+        ([two, QuantSpec(2, False)], "signed"),
+        ([two, QuantSpec(4, True, True)], "narrow"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            one_or_each(wrong)
+
+
+def test_codes_of_every_filters_own_grid(generator: torch.Generator) -> None:
+    specs = [QuantSpec(bits, True) for bits in (2, 3, 8)]
+    x, step = torch.randn(3, 50, generator=generator) * 4, torch.tensor([0.5, 0.25, 0.125])
+    codes = integers(x, step, specs)
+    for i, spec in enumerate(specs):
+        assert codes[i].tolist() == [slow_code(value, float(step[i]), spec) for value in x[i].tolist()]

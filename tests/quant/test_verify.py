@@ -11,13 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from quantised_networks import Residual, Sequence, act, fix, images, network
+from quantised_networks import Mixed, MixedSequence, Network, Residual, Sequence, act, fix, images, network
 from torch import Tensor, nn
 
 from quant.export import FORMATS, Format, export
 from quant.verify import VerificationError, verify
 
-KINDS = [Residual, Sequence]
+KINDS = [Residual, Sequence, Mixed, MixedSequence]
 
 
 def files(model: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
@@ -28,7 +28,7 @@ def files(model: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_faithful_files_pass(kind: type[Residual] | type[Sequence], tmp_path: Path) -> None:
+def test_faithful_files_pass(kind: Network, tmp_path: Path) -> None:
     model, x = network(kind), images(kind, 1030)
     result = verify(model, x[:2], x, files(model, x, tmp_path), batch=100)
     assert json.loads(json.dumps(result)) == result
