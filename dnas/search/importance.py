@@ -34,6 +34,8 @@ def filter_importance(space: Space, index: int, layers: Mapping[str, nn.Module],
         norms.index_add_(0, torch.tensor(positions), found[channels].square())
     scales, count = torch.zeros(size), 0
     for through in space.through:
+        if through.kind != "channel":
+            continue
         module = model.get_submodule(through.name)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             channels, positions = _entries(through.channels, index)

@@ -1,26 +1,25 @@
-"""Which channels must be kept or removed together, from Torch-Pruning's graph. The one file that talks to it.
+"""Which channels must be kept or removed together: layers and normalisations say what they do with theirs.
 
-Torch-Pruning (MIT, maintained, needs only torch) follows channel indices through adds, concats, splits and flattens.
+`dnas.space.follow` carries the channels from module to module.
 """
 
-import logging
-import warnings
-from collections.abc import Mapping
+import copy
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from dnas.space.trace import is_searchable
+from dnas.space.follow import FIXED, Follower, Labels
+from dnas.space.normalise import Norm, norm_of
+from dnas.space.slicing import filter_dimension
+from dnas.space.trace import evaluating, is_searchable, tensors_of, unfused
 
 ChannelKey = tuple[str, str, int]
-"""(module path, "in", "out" or (a batch norm) "through", channel)."""
-
-TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.PReLU)
-"""Modules with one parameter per channel that is removed with the channel."""
+"""(path, "in" or "out" of a layer, "through" a normalisation or "dim<d>" of a parameter or buffer, index)."""
 
 
 @dataclass(frozen=True)
@@ -28,62 +27,19 @@ class Coupling:
     """Channels in classes: every channel of every layer side belongs to exactly one class.
 
     classes: channels that hold the same filter, producers' and consumers'. blocked: for a class that must stay, why.
+    norms: for every module that channels pass through what it does with them.
     """
 
     classes: tuple[frozenset[ChannelKey], ...]
     blocked: Mapping[int, str]
+    norms: Mapping[str, Norm]
 
 
-class _Marked(nn.Module):
-    """The model with a per-channel module on each output, so that groups that reach an output show it."""
-
-    def __init__(self, model: nn.Module, outputs: list[Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.first = nn.ModuleList([_mark(nn.PReLU, t, 1) if t.dim() > 1 else nn.Identity() for t in outputs])
-        self.last = nn.ModuleList([_mark(nn.LayerNorm, t, -1) if t.dim() > 2 else nn.Identity() for t in outputs])
-
-    def forward(self, *inputs: Any) -> list[Tensor]:
-        tensors = [leaf for leaf in tree_leaves(self.model(*inputs)) if isinstance(leaf, Tensor)]
-        first = [mark(t) for mark, t in zip(self.first, tensors, strict=True)]
-        last = [mark(t) for mark, t in zip(self.last, tensors, strict=True)]
-        return first + last
-
-
-def _mark(kind: type[nn.Module], output: Tensor, dimension: int) -> nn.Module:
-    if not output.is_floating_point():
-        return nn.Identity()
-    return kind(max(output.shape[dimension], 1), device=output.device, dtype=output.dtype)
-
-
-class _Classes:
-    """Union-find over channels."""
-
-    def __init__(self) -> None:
-        self.parent: dict[ChannelKey, ChannelKey] = {}
-
-    def find(self, key: ChannelKey) -> ChannelKey:
-        self.parent.setdefault(key, key)
-        while self.parent[key] != key:
-            self.parent[key] = self.parent[self.parent[key]]
-            key = self.parent[key]
-        return key
-
-    def union(self, a: ChannelKey, b: ChannelKey) -> None:
-        self.parent[self.find(a)] = self.find(b)
-
-
-def _sides(layer: nn.Module) -> tuple[int, int]:
+def sides(layer: nn.Module) -> tuple[int, int]:
+    """Input and output channels (features) of a layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
-
-
-def _through_channels(module: nn.Module) -> int:
-    """Channels of a `TRANSPARENT` module; 0 for a PReLU with one factor for all channels, which loses nothing."""
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters if module.num_parameters > 1 else 0
-    return int(module.num_features)  # type: ignore[arg-type]
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -92,119 +48,182 @@ def is_depthwise(layer: nn.Module) -> bool:
     return groups > 1 and groups == getattr(layer, "in_channels", 0) == getattr(layer, "out_channels", 0)
 
 
-def find_coupling(
-    model: nn.Module, example_inputs: tuple[Any, ...], outputs: list[Tensor], layers: list[str]
-) -> Coupling:
+def find_coupling(model: nn.Module, example_inputs: tuple[Any, ...], layers: Sequence[str]) -> Coupling:
     """Groups the channels of the named layers.
 
     Args:
         model: left as it was.
         example_inputs: positional arguments of its forward.
-        outputs: tensors that the model returns for them, in tree order.
         layers: module paths of the layers that run.
     """
-    marked = _Marked(model, outputs)
-    training = {module: module.training for module in model.modules()}
-    try:
-        graph = _build_graph(marked.eval(), example_inputs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    path = {module: name.removeprefix("model.") for name, module in marked.named_modules()}
-    classes, blocked = _Classes(), dict[ChannelKey, str]()
-    for name in layers:
-        layer = model.get_submodule(name)
-        c_in, c_out = _sides(layer)
-        for i in range(c_in):
-            classes.find((name, "in", i))
-        for i in range(c_out):
-            classes.find((name, "out", i))
-            if is_depthwise(layer):
-                classes.union((name, "in", i), (name, "out", i))
-            elif getattr(layer, "groups", 1) > 1:
-                blocked[(name, "out", i)] = f"grouped convolution {name}"
-        if getattr(layer, "groups", 1) > 1 and not is_depthwise(layer):
-            blocked.update({(name, "in", i): f"grouped convolution {name}" for i in range(c_in)})
-        _follow(graph, name, layer, path, classes, blocked, set(layers))
-    members: dict[ChannelKey, set[ChannelKey]] = {}
-    for key in classes.parent:
-        members.setdefault(classes.find(key), set()).add(key)
-    ordered = sorted(
-        (frozenset(keys) for keys in members.values()), key=lambda keys: min(_order(k, layers) for k in keys)
-    )
-    reasons = {}
-    for i, keys in enumerate(ordered):
-        found = [blocked[key] for key in keys if key in blocked]
-        if not any(side == "out" and not is_depthwise(model.get_submodule(name)) for name, side, _ in keys):
-            found.append("the network's input or an operation outside of its layers")
-        if found:
-            reasons[i] = min(found)
-    return Coupling(tuple(ordered), reasons)
+    found = _Run(model, example_inputs, layers)
+    channels = found.follower.channels
+    read = _read_in_training(model, example_inputs, layers)
+    for label, key in enumerate(channels.keys):
+        if key in read:
+            channels.block([label], read[key])
+    members: dict[int, set[ChannelKey]] = {}
+    reasons: dict[int, str] = {}
+    for label, key in enumerate(channels.keys):
+        members.setdefault(channels.find(label), set()).add(key)
+    for label, reason in channels.blocked.items():
+        reasons.setdefault(channels.find(label), reason)
+    known = set(layers)
+    useful = {
+        (name, side)
+        for label, (name, side, _) in enumerate(channels.keys)
+        if channels.find(label) not in reasons
+        and any(place == "out" and other in known for other, place, _ in members[channels.find(label)])
+    }
+    classes: list[frozenset[ChannelKey]] = []
+    blocked: dict[int, str] = {}
+    order = {name: i for i, name in enumerate(layers)}
+    kept = {
+        root: frozenset(k for k in keys if k[1] in ("in", "out") or (k[0], k[1]) in useful)
+        for root, keys in members.items()
+    }
+
+    def first(root: int) -> tuple[int, int, bool, int]:
+        return min((order.get(n, len(order)), s != "out", s != "in", i) for n, s, i in kept[root])
+
+    for root in sorted((root for root, keys in kept.items() if keys), key=first):
+        keys = kept[root]
+        made = any(s == "out" and not is_depthwise(model.get_submodule(n)) for n, s, _ in keys)
+        if root in reasons or not made:
+            blocked[len(classes)] = reasons.get(root, "the network's input or an operation outside of its layers")
+        classes.append(keys)
+    norms = {name: norm for name, norm in found.norms.items() if (name, "through") in useful}
+    return Coupling(tuple(classes), blocked, norms)
 
 
-def _order(key: ChannelKey, layers: list[str]) -> tuple[int, int, int]:
-    return layers.index(key[0]) if key[0] in layers else len(layers), key[1] == "in", key[2]
+def _read_in_training(model: nn.Module, inputs: tuple[Any, ...], layers: Sequence[str]) -> dict[ChannelKey, str]:
+    """The filters that reach layers which run in training mode only, with the reason why they stay."""
+    strangers = {name for name, module in model.named_modules() if is_searchable(module)} - set(layers)
+    if not strangers:
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            found = _Run(copy.deepcopy(model).train(), inputs, layers, strangers)
+        except Exception:  # a model may need more than its inputs to train: then these layers run nowhere
+            return {}
+    return {found.follower.channels.keys[label]: reason for label, reason in found.read_by_strangers.items()}
 
 
-def _build_graph(marked: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
-    required = [(parameter, parameter.requires_grad, parameter.grad) for parameter in marked.parameters()]
-    try:
-        for parameter, _, _ in required:
-            parameter.requires_grad_(True)
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
-                marked, example_inputs, forward_fn=lambda model, data: model(*data), verbose=False
-            )
-    finally:
-        for parameter, flag, grad in required:
-            parameter.requires_grad_(flag)
-            parameter.grad = grad
+class _Run:
+    """The model once, its channels followed; in evaluation mode, or with `strangers` in the mode that it is in."""
+
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Any, ...], layers: Sequence[str], strangers: Collection[str] = ()
+    ) -> None:
+        self.norms: dict[str, Norm] = {}
+        self.read_by_strangers: dict[int, str] = {}
+        self._strangers = strangers
+        self._layers = {name: model.get_submodule(name) for name in layers}
+        self.follower = Follower(model, inputs, _owners(self._layers))
+        shared = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+        for name, layer in self._layers.items():
+            self._lay(name, layer, shared[id(layer.weight)] > 1)
+        handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module)]
+        try:
+            with torch.no_grad(), unfused(), nullcontext() if strangers else evaluating(model), self.follower:
+                output = model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for tensor in tensors_of(output):
+            for vector in self.follower.of(tensor).values():
+                self.follower.channels.block(vector, "an output of the network")
+        if self.follower.decides:
+            reason = f"the forward pass may depend on the data's values ({self.follower.decides})"
+            self.follower.channels.block(range(len(self.follower.channels.keys)), reason)
+
+    def _lay(self, name: str, layer: nn.Module, shared: bool) -> None:
+        """Every side of every layer has labels, also where nothing is known of what it reads."""
+        channels = self.follower.channels
+        c_in, c_out = sides(layer)
+        ins, outs = channels.side(name, "in", c_in), channels.side(name, "out", c_out)
+        if is_depthwise(layer):
+            channels.unite(ins, outs, "")
+        elif getattr(layer, "groups", 1) > 1:
+            channels.block([*ins, *outs], f"grouped convolution {name}")
+        if shared:
+            channels.block([*ins, *outs], f"{name} shares its weight with another module")
+
+    def _watch(self, name: str, module: nn.Module) -> list[Any]:
+        follower = self.follower
+        opaque: list[Norm | bool | None] = []
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            follower.stack.append(name)
+            norm: Norm | None = None
+            reads = tensors_of((args, kwargs))
+            if name in self._strangers and reads:
+                for label in (label for vector in follower.of(reads[0]).values() for label in vector if label != FIXED):
+                    self.read_by_strangers[label] = f"{name} reads them, which runs in training only"
+            if name not in self._layers and len(reads) == 1 and not follower.inside:
+                follower.enter()
+                norm = norm_of(module, reads[0])
+                follower.leave()
+            opaque.append(norm or name in self._layers)
+            if opaque[-1]:
+                follower.enter()
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            kind = opaque.pop()
+            reads = tensors_of((args, kwargs))
+            if kind:
+                follower.leave()
+                follower.spread(reads, tensors_of(output))
+            if isinstance(kind, Norm):
+                self._norm(name, module, kind, reads[0], output)
+            elif kind:
+                self._layer(name, module, reads[0], output)
+            follower.stack.pop()
+
+        return [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, with_kwargs=True),
+        ]
+
+    def _layer(self, name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        channels = self.follower.channels
+        ins, outs = (channels.side(name, side, n) for side, n in zip(("in", "out"), sides(layer), strict=True))
+        axis = x.dim() - 1 - (0 if isinstance(layer, nn.Linear) else layer.weight.dim() - 2)  # type: ignore[operator]
+        labels = self.follower.of(x)
+        self.follower.block(x, "another dimension than that of channels", [d for d in labels if d != axis])
+        channels.unite(
+            ins,
+            labels.get(axis, [FIXED] * len(ins)),
+            f"{name} reads the network's input or channels that no layer makes",
+        )
+        self.follower.put(output, {axis: outs})
+
+    def _norm(self, name: str, module: nn.Module, norm: Norm, x: Tensor, output: Tensor) -> None:
+        channels, labels = self.follower.channels, self.follower.of(x)
+        mixed = {d % x.dim() for d in norm.over} - {norm.axis}
+        self.follower.block(x, f"{type(module).__name__} over them", mixed)
+        left: Labels = {d: v for d, v in labels.items() if d not in mixed}
+        if norm.axis in left and not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+            own = channels.side(name, "through", x.shape[norm.axis])
+            joined = [a if b == FIXED else b for a, b in zip(own, left[norm.axis], strict=True)]
+            left[norm.axis] = channels.unite(own, joined, "")
+            if self.norms.setdefault(name, norm).over[:1] != norm.over[:1]:
+                channels.block(own, f"{name} normalises inputs of different shapes")
+        self.follower.put(output, left)
 
 
-def _follow(
-    graph: Any,
-    name: str,
-    layer: nn.Module,
-    path: Mapping[nn.Module, str],
-    classes: _Classes,
-    blocked: dict[ChannelKey, str],
-    layers: set[str],
-) -> None:
-    """Unites the layer's output channels with every channel that Torch-Pruning says goes with them."""
-    out_channels = _sides(layer)[1]
-    try:
-        pruner = graph.get_pruner_of_module(layer).prune_out_channels
-        items = list(graph.get_pruning_group(layer, pruner, list(range(out_channels))))
-    except Exception as error:  # Torch-Pruning raises bare exceptions for operations that it does not know
-        logging.getLogger(__name__).info("no coupling for %s: %s", name, error)
-        blocked.update({(name, "out", i): f"its coupling could not be traced ({error})" for i in range(out_channels)})
-        return
-    for item in items:
-        target = item.dep.target.module
-        roots = item.root_idxs if item.root_idxs is not None else item.idxs
-        side, channels = "", len(item.idxs)
-        if path.get(target, "") in layers and is_searchable(target):
-            inwards = item.dep.handler.__name__.startswith("prune_in") or "in_channels" in item.dep.handler.__name__
-            side, channels = "in" if inwards else "out", _sides(target)[0 if inwards else 1]
-        elif isinstance(target, TRANSPARENT) and not path.get(target, "").startswith(("first.", "last.")):
-            channels = _through_channels(target)
-            side = "through" if channels else ""
-        if side and (len(item.idxs) != len(roots) or any(not 0 <= index < channels for index in item.idxs)):
-            reason = f"its channels could not be followed to {path[target]}"
-            blocked.update({(name, "out", i): reason for i in range(out_channels)})
-        elif side:
-            for index, root in zip(item.idxs, roots, strict=True):
-                classes.union((name, "out", root), (path[target], side, index))
-            for index in range(channels):  # channels that no layer produces have a class too: they stay
-                classes.find((path[target], side, index))
-        elif not isinstance(target, TRANSPARENT) and not _is_operation(target):
-            reason = f"{type(target).__name__} {path.get(target, '')} mixes or owns these channels"
-            blocked.update({(name, "out", root): reason for root in roots})
-        if path.get(target, "").startswith(("first.", "last.")):
-            blocked.update({(name, "out", root): "an output of the network" for root in roots})
+def _owners(layers: Mapping[str, nn.Module]) -> dict[int, Callable[[int], tuple[str, str] | None]]:
+    """For weights and biases that operations read outside of their layers: the sides that their dimensions belong to."""
+    owners: dict[int, Callable[[int], tuple[str, str] | None]] = {}
+    for name, layer in layers.items():
+        filters, plain = filter_dimension(layer), getattr(layer, "groups", 1) == 1
 
+        def weight(dimension: int, name: str = name, filters: int = filters, plain: bool = plain) -> Any:
+            if dimension > 1 or not plain:
+                return None
+            return (name, "out" if dimension == filters else "in")
 
-def _is_operation(target: nn.Module) -> bool:
-    """Torch-Pruning's stand-ins for functional operations that pass channels on."""
-    return type(target).__module__.startswith("torch_pruning")
+        owners[id(layer.weight)] = weight
+        if isinstance(layer.bias, Tensor):
+            owners[id(layer.bias)] = lambda _, name=name: (name, "out")  # type: ignore[misc]
+    return owners

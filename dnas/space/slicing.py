@@ -1,9 +1,11 @@
 """Removing channels from layers for good."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from dnas.space.choice import ChannelMap
+from dnas.space.choice import ChannelMap, Layer, Through
 
 Kept = dict[int, set[int]]
 """For a group (by its number) the positions that stay; groups that are not named stay whole."""
@@ -48,13 +50,48 @@ def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwi
 
 
 def slice_channels(module: nn.Module, kept: list[int]) -> None:
-    """Cuts every per-channel parameter and buffer of a module down to the kept channels."""
+    """Cuts every per-channel parameter and buffer of a normalisation down to the kept channels (their dimension 0)."""
     for name, parameter in list(module.named_parameters(recurse=False)):
-        if parameter.dim() == 1 and parameter.numel() > 1:
+        if parameter.dim() > 0 and parameter.numel() > 1:
             setattr(module, name, nn.Parameter(parameter.detach()[kept], parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
-        if buffer.dim() == 1 and buffer.numel() > 1:
+        if buffer.dim() > 0 and buffer.numel() > 1:
             setattr(module, name, buffer[kept])
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, tuple | list):
+        module.normalized_shape = (len(kept), *shape[1:])  # type: ignore[assignment]
+    if isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups = len(kept)
+        module.num_channels = len(kept)
     for name in ("num_features", "num_parameters"):
         if getattr(module, name, 1) != 1:
             setattr(module, name, len(kept))
+
+
+def slice_parameter(model: nn.Module, name: str, dimension: int, kept: list[int]) -> None:
+    """Cuts a parameter or buffer at a path of a model down to these indices of a dimension."""
+    path, _, own = name.rpartition(".")
+    owner = model.get_submodule(path)
+    found: Tensor = getattr(owner, own)
+    index = torch.tensor(kept, device=found.device)
+    sliced = found.detach().index_select(dimension, index)
+    setattr(owner, own, nn.Parameter(sliced, found.requires_grad) if isinstance(found, nn.Parameter) else sliced)
+
+
+def slice_through(model: nn.Module, through: Through, kept: Kept) -> None:
+    """Cuts what channels pass through down to those that stay."""
+    channels = kept_channels(through.channels, kept)
+    if through.kind == "parameter":
+        slice_parameter(model, through.name, through.over[0], channels)
+    else:
+        slice_channels(model.get_submodule(through.name), channels)
+
+
+def slice_model(model: nn.Module, layers: Iterable[Layer], through: Iterable[Through], kept: Kept) -> None:
+    """Cuts a plain model down to the filters that stay."""
+    for layer in layers:
+        ins, outs = kept_channels(layer.inputs, kept), kept_channels(layer.outputs, kept)
+        slice_layer(model.get_submodule(layer.name), ins, outs, layer.depthwise)
+    for item in through:
+        slice_through(model, item, kept)

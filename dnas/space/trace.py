@@ -1,7 +1,7 @@
 """One forward pass of the user's model, watched: which layers run, on which tensors, and how long each is needed."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,13 +44,19 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What one forward pass did. `alive` keeps every tensor, so that no storage is used twice."""
+    """What one forward pass did. `alive` keeps every tensor, so that no storage is used twice.
+
+    unusual: layers that are called in a way that a quantised layer does not offer, and how; they are no layers here.
+    inputs: the tensor that each call reads.
+    """
 
     calls: list[Call] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     input_storages: set[int] = field(default_factory=set)
     output_storages: set[int] = field(default_factory=set)
     outputs: list[Tensor] = field(default_factory=list)
+    unusual: dict[str, str] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)
 
 
@@ -58,8 +64,26 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists, mappings, data classes and objects, in their order."""
+    found: list[Tensor] = []
+    _collect(tree, found, set())
+    return found
+
+
+def _collect(tree: Any, found: list[Tensor], seen: set[int]) -> None:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif id(leaf) not in seen and not isinstance(leaf, nn.Module | type):
+            seen.add(id(leaf))
+            inner = leaf if isinstance(leaf, Mapping) else getattr(leaf, "__dict__", None)
+            if isinstance(inner, Mapping):
+                for value in inner.values():
+                    _collect(value, found, seen)
+            elif isinstance(leaf, set | frozenset):
+                for value in leaf:
+                    _collect(value, found, seen)
 
 
 class _Recorder(TorchDispatchMode):
@@ -77,8 +101,8 @@ class _Recorder(TorchDispatchMode):
         self.trace.operations.append(
             Operation(
                 str(func.overloadpacket).removeprefix("aten."),
-                {_storage(t) for t in _tensors((args, kwargs))},
-                {_storage(t) for t in _tensors(out)},
+                {_storage(t) for t in tensors_of((args, kwargs))},
+                {_storage(t) for t in tensors_of(out)},
                 len(self.trace.calls),
                 0 if self.inside else macs,
                 self.stack[-1] if self.stack else "",
@@ -94,17 +118,21 @@ def is_searchable(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _watch(model: nn.Module, trace: Trace, stack: list[str], inside: list[str]) -> Iterator[None]:
+def _watch(
+    model: nn.Module, trace: Trace, stack: list[str], inside: list[str], skipped: Collection[str]
+) -> Iterator[None]:
     def enter(name: str, searchable: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stack.append(name)
             if searchable:
-                (x,) = [*args, *kwargs.values()][:1]
+                (x, *others) = [*args, *kwargs.values()]
+                if any(other is not None for other in others):
+                    trace.unusual[name] = "called with more than its input (output_size): left as it is"
                 inside.append(name)
                 call = Call(name, (id(x), x._version), _storage(x), 0, x.detach().clone(), x.shape, 0)
                 call.start = len(trace.operations)
                 trace.calls.append(call)
-                trace.alive.append(x)
+                trace.inputs.append(x)
 
         return hook
 
@@ -121,38 +149,48 @@ def _watch(model: nn.Module, trace: Trace, stack: list[str], inside: list[str]) 
 
     handles = []
     for name, module in model.named_modules():
-        searchable = is_searchable(module)
+        searchable = is_searchable(module) and name not in skipped
         handles.append(module.register_forward_pre_hook(enter(name, searchable), with_kwargs=True))
         handles.append(module.register_forward_hook(leave(name, searchable), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
     training = {module: module.training for module in model.modules()}
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused transformer layers and attention hide what they multiply
     model.eval()
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
         for module, mode in training.items():
             module.training = mode
 
 
 @contextmanager
-def _unfused() -> Iterator[None]:
+def unfused() -> Iterator[None]:
     """Attention and recurrent layers run as the matrix products that they are, so that each is seen and counted."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
-        ):
-            yield
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused transformer layers and attention hide what they multiply
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            with (
+                sdpa_kernel(SDPBackend.MATH),
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+            ):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
-    """Runs the model once in evaluation mode without gradients and records what it does.
+    """Runs the model in evaluation mode without gradients and records what it does.
 
     Args:
         model: left as it was.
@@ -161,21 +199,32 @@ def trace_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     Raises:
         ValueError: the model does not accept these inputs.
     """
+    trace = _run(model, example_inputs, ())
+    if trace.unusual:
+        unusual, trace = trace.unusual, _run(model, example_inputs, trace.unusual)
+        trace.unusual = unusual
+    return trace
+
+
+def _run(model: nn.Module, example_inputs: tuple[Any, ...], skipped: Collection[str]) -> Trace:
     trace = Trace()
     stack: list[str] = []
     inside: list[str] = []
-    trace.input_storages = {_storage(t) for t in _tensors(example_inputs)}
+    trace.input_storages = {_storage(t) for t in tensors_of(example_inputs)}
     trace.alive.append(example_inputs)
-    with torch.no_grad(), _unfused(), _watch(model, trace, stack, inside):
+    with torch.no_grad(), unfused(), evaluating(model), _watch(model, trace, stack, inside, skipped):
         try:
             with _Recorder(trace, stack, inside):
                 output = model(*example_inputs)
         except Exception as error:
-            shapes = [tuple(t.shape) for t in _tensors(example_inputs)]
+            shapes = [tuple(t.shape) for t in tensors_of(example_inputs)]
             raise ValueError(
                 f"the model failed on example_inputs of shapes {shapes} in module {stack[-1] if stack else ''!r}: "
                 f"{error}; pass inputs as the model's forward takes them"
             ) from error
-    trace.outputs = _tensors(output)
+    for call, x in zip(trace.calls, trace.inputs, strict=True):
+        if x._version != call.input_key[1]:  # a quantiser needs it once more, for its gradient
+            trace.unusual.setdefault(call.layer, "its input is changed in place after it was read: left as it is")
+    trace.outputs = tensors_of(output)
     trace.output_storages = {_storage(t) for t in trace.outputs}
     return trace
