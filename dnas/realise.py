@@ -1,15 +1,19 @@
 """From a supernet and an architecture to a plain, physically smaller network of fixed-bit Brevitas layers."""
 
 import copy
+from collections import Counter
 
-from torch import nn
+from torch import Tensor, nn
 
-from dnas.search.mixed import MixedActivation, MixedLayer
-from dnas.search.supernet import Supernet, replace_module
+from dnas.search.mixed import Mixed, MixedActivation, MixedLayer
+from dnas.search.normalise import MixedNorm
+from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
-from dnas.space.slicing import kept_channels, slice_channels, slice_layer
+from dnas.space.choice import Position
+from dnas.space.plain import replace_module
+from dnas.space.slicing import kept_channels, slice_layer, slice_through
 from quant.brevitas import LearnedStepActivation, act_quantizer, fixed_layer
-from quant.spec import MIN_STEP
+from quant.spec import MIN_STEP, QuantSpec
 
 
 def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
@@ -35,28 +39,50 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
     architecture = supernet.with_filters(architecture)
     model = copy.deepcopy(supernet.model)
     activations: dict[str, LearnedStepActivation] = {}
+    places = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     kept = {index: set((architecture.kept or {})[group.choice]) for index, group in enumerate(space.groups)}
+    positions = architecture.positions()
     for layer in space.layers:
         mixed = model.get_submodule(layer.name)
         if not isinstance(mixed, MixedLayer):
             raise ValueError(f"{layer.name} is not a mixed layer; realise takes a supernet as it was built")
+        inputs, outputs = kept_channels(layer.inputs, kept), kept_channels(layer.outputs, kept)
         act = layer.act_choice
         if act not in activations:
-            activations[act] = _fixed_activation(mixed.activation, space.choice(act).index(architecture[act]))
-        option = space.choice(layer.weight_choice).index(architecture[layer.weight_choice])
-        inputs, outputs = kept_channels(layer.inputs, kept), kept_channels(layer.outputs, kept)
-        steps = mixed.steps[option].detach().clamp_min(MIN_STEP)
-        if len(steps) == len(layer.outputs):  # a transposed layer with groups has one step for a filter of each group
-            steps = steps[outputs]
+            activations[act] = _fixed_activation(mixed.activation, positions[act], inputs)
+        specs, steps = _taken(mixed, positions[layer.weight_choice], outputs)
+        weight: nn.Parameter = mixed.layer.weight  # type: ignore[assignment]
         slice_layer(mixed.layer, inputs, outputs, layer.depthwise)
-        replace_module(model, layer.name, fixed_layer(mixed.layer, mixed.specs[option], steps, activations[act]))
+        fixed = fixed_layer(mixed.layer, specs, steps, activations[act])
+        if places[id(weight)] > 1:  # with an embedding or another layer: neither loses filters, both stay one parameter
+            fixed.weight = weight
+        replace_module(model, layer.name, fixed)
     for through in space.through:
-        slice_channels(model.get_submodule(through.name), kept_channels(through.channels, kept))
+        module = model if through.kind == "parameter" else model.get_submodule(through.name)
+        if isinstance(module, MixedNorm):
+            replace_module(model, through.name, module.norm)
+        slice_through(model, through, kept)
     model.architecture = architecture  # type: ignore[assignment]
     return model
 
 
-def _fixed_activation(mixed: MixedActivation, option: int) -> LearnedStepActivation:
-    found = act_quantizer(mixed.specs[option], mixed.steps[option].detach().clamp_min(MIN_STEP))
+def _taken(mixed: Mixed, position: Position, kept: list[int]) -> tuple[list[QuantSpec] | QuantSpec, Tensor]:
+    """Grids and steps of the filters or channels that stay, at the options that were chosen."""
+    steps = mixed.steps.detach().clamp_min(MIN_STEP)
+    if isinstance(position, int):
+        found = steps[position]
+        if found.dim() and len(kept) < len(
+            found
+        ):  # a transposed layer with groups has one step for a filter of each group
+            found = found[kept]
+        return mixed.specs[position], found
+    options = [position[i // mixed.block] for i in kept]
+    return [mixed.specs[k] for k in options], steps[options, kept]
+
+
+def _fixed_activation(mixed: MixedActivation, position: Position, kept: list[int]) -> LearnedStepActivation:
+    specs, steps = _taken(mixed, position, kept)
+    dimension = mixed.channels.dimension if mixed.channels else 1
+    found = act_quantizer(specs, steps, dimension)
     found.quantiser.step.requires_grad_(isinstance(mixed.steps, nn.Parameter))
     return found

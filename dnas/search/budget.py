@@ -10,6 +10,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import COSTS, LayerCost, build_cost, reference_cost
+from dnas.space.preflight import extreme_cost
 
 
 class BudgetError(ValueError):
@@ -81,9 +82,8 @@ class Budget:
 
     def check(self, space: Space) -> None:
         """Raises BudgetError if some budget is below the smallest cost that the space can reach."""
-        cheapest = {choice.name: 0 for choice in space.choices}
         for name, limit in self.limits(space).items():
-            smallest = build_cost(space, name, self.functions).at(cheapest)
+            smallest = extreme_cost(space, build_cost(space, name, self.functions), dearest=False)
             if smallest > limit:
                 reference = reference_cost(space, name, functions=self.functions)
                 raise BudgetError(

@@ -1,12 +1,14 @@
 """The relaxed choices of a supernet: logits, sampling, probabilities, and what the task says about every option."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas.search.composition import Composition
 from dnas.search.relax import Relaxation, gumbel_noise, probabilities, relax
 from dnas.space.choice import Space
 
@@ -14,84 +16,142 @@ SCORE_DECAY = 0.995
 
 
 class RelaxedChoices(nn.Module):
-    """All C searched choices of a space in one matrix of at most K options each: a draw costs the same for any C.
+    """All D decisions of a space's searched choices in one matrix of at most K options each.
+
+    A choice of a layer is one decision, a choice by filter has one per filter; a draw costs the same for any number of
+    choices. Logits are those of single decisions, or, for widths by filter in a `composition`, of whole layers: they
+    then say which share of the filters gets each width, and the filters' order says which.
 
     Attributes:
-        logits: shape (C, K); entries beyond a choice's own options do nothing.
+        logits: shape (L, K), L = D without compositions; entries beyond a choice's own options do nothing.
         temperature: of the relaxation; shape (), float64.
         draws: samples drawn so far; shape (), int64.
-        benefit: running mean of minus the task loss' gradient with respect to each option's weight; shape (C, K).
+        benefit: running mean of minus the task loss' gradient with respect to each option's weight; shape (D, K).
         benefit_weight: total weight of that mean; shape ().
+        places: where every decision of a composition stands, the most sensitive filter first; shape (D,), int64.
+        forced: decisions that always take their last option: one filter of every group stays; shape (D,), bool.
     """
 
     temperature: Tensor
     draws: Tensor
     exists: Tensor
     flat: Tensor
+    places: Tensor
+    forced: Tensor
 
     def __init__(self, space: Space, relaxation: Relaxation, seed: int) -> None:
         super().__init__()
         searched = tuple(space.searched())
-        self.index = {choice.name: i for i, choice in enumerate(searched)}
-        self.fixed = tuple(choice.name for choice in space.choices if not choice.searched)
-        self.sizes = [len(choice.options) for choice in searched]
         self.relaxation = relaxation
-        shape = (len(searched), max(self.sizes, default=1))
+        self.fixed = {choice.name: choice.count for choice in space.choices if not choice.searched}
+        self.index: dict[str, slice] = {}
+        self.sizes: list[int] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for choice in searched:
+            self.index[choice.name] = slice(len(self.sizes), len(self.sizes) + choice.count)
+            self._shapes[choice.name] = (choice.count, choice.width) if choice.by_filter else (choice.width,)
+            self.sizes += [choice.width] * choice.count
+        shape = (len(self.sizes), max(self.sizes, default=1))
         exists = torch.arange(shape[1]) < torch.tensor(self.sizes, dtype=torch.int64).unsqueeze(1)
-        self.logits = nn.Parameter(torch.zeros(shape))
+        composed = [c for c in searched if c.by_filter and c.kind != "filters" and relaxation.filters == "composition"]
+        self.composition = Composition([self.index[c.name] for c in composed], shape[0]) if composed else None
+        rows = self.composition.rows if self.composition else shape[0]
+        self.logits = nn.Parameter(torch.zeros(rows, shape[1]))
         self.benefit = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.benefit_weight = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("exists", exists, persistent=False)
         self.register_buffer("flat", exists.flatten().nonzero().flatten(), persistent=False)
         self.register_buffer("temperature", torch.tensor(relaxation.start, dtype=torch.float64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("places", torch.zeros(shape[0], dtype=torch.int64))
+        self.register_buffer("forced", torch.zeros(shape[0], dtype=torch.bool))
+        self._may_force = any(choice.by_filter and choice.kind == "filters" for choice in searched)
         self._generator = torch.Generator().manual_seed(seed)
 
     def rows(self, matrix: Tensor) -> dict[str, Tensor]:
-        """The matrix by choice: shape (K,) of its own options each. Changes in place change the matrix."""
-        return {name: matrix[i, : self.sizes[i]] for name, i in self.index.items()}
+        """The matrix by choice: shape (K,) of its own options each, (decisions, K) by filter. Changes are the matrix's."""
+        found = {}
+        for name, rows in self.index.items():
+            shape = self._shapes[name]
+            found[name] = matrix[rows if len(shape) == 2 else rows.start, : shape[-1]]
+        return found
+
+    def logit_rows(self) -> dict[str, Tensor]:
+        """The logits by choice, shaped as in `rows`; (K,) of a composition. Changes are changes of the logits."""
+        if self.composition is None:
+            return self.rows(self.logits)
+        place = self.composition.row_of
+        found = {}
+        for name, rows in self.index.items():
+            shape, first, last = self._shapes[name], place(rows.start), place(rows.stop - 1) + 1
+            single = len(shape) == 1 or last - first < shape[0]
+            found[name] = self.logits[first if single else slice(first, last), : shape[-1]]
+        return found
 
     def parts(self, matrix: Tensor) -> dict[str, Tensor]:
         """As `rows`, and with a 1 for every choice of one option; gradients are gathered in one operation."""
-        parts = matrix.flatten().index_select(0, self.flat).split(self.sizes) if self.sizes else ()
-        one = torch.ones(1, device=matrix.device, dtype=matrix.dtype)
-        return dict(zip(self.index, parts, strict=True)) | dict.fromkeys(self.fixed, one)
+        lengths = [prod(shape) for shape in self._shapes.values()]
+        parts = matrix.flatten().index_select(0, self.flat).split(lengths) if lengths else ()
+        found = {name: part.view(self._shapes[name]) for name, part in zip(self.index, parts, strict=True)}
+        ones = matrix.new_ones(max(self.fixed.values(), default=1), 1)
+        return found | {name: ones[0] if count == 1 else ones[:count] for name, count in self.fixed.items()}
 
-    def _masked(self) -> Tensor:
-        return self.logits.masked_fill(~self.exists, float("-inf"))
+    def _masked(self, matrix: Tensor) -> Tensor:
+        exists = self.exists if self.composition is None else self.composition.first(self.exists)
+        return matrix.masked_fill(~exists, float("-inf"))
+
+    def _decided(self, weights: Tensor, hard: bool = False) -> Tensor:
+        """The weights of every decision's options, shape (D, K), from those of the logits' rows."""
+        if self.composition is not None:
+            weights = self.composition.expand(weights, self.places, self.exists, hard)
+        if not self._may_force:
+            return weights
+        last = torch.zeros_like(weights)
+        last[:, 1] = 1.0
+        return torch.where(self.forced.unsqueeze(1), last, weights)
 
     def price_temperature(self) -> float:
         """Gumbel samples follow softmax(logits) at any temperature; a plain softmax mixes by softmax(logits / T)."""
         return float(self.temperature) if self.relaxation.mode == "softmax" else 1.0
 
     def chances(self) -> Tensor:
-        """The probability of every option, shape (C, K), differentiable in the logits."""
-        return probabilities(self._masked(), self.price_temperature())
+        """The probability of every option, shape (D, K), differentiable in the logits."""
+        return self._decided(probabilities(self._masked(self.logits), self.price_temperature()))
 
     def probabilities(self) -> dict[str, Tensor]:
-        """The same by choice, for every choice of the space: shape (K,) each."""
+        """The same by choice, for every choice of the space: shape (K,), or (decisions, K) by filter."""
         return self.parts(self.chances())
 
     def sample(self) -> Tensor:
-        """A new sample: the weights of all options, shape (C, K)."""
+        """A new sample: the weights of all options, shape (D, K)."""
         self.draws += 1
         noise = gumbel_noise(tuple(self.logits.shape), self._generator)
-        weights = relax(self._masked(), self.relaxation, float(self.temperature), noise)
+        hard = self.relaxation.mode == "gumbel_hard"
+        logits, temperature = self._masked(self.logits), float(self.temperature)
+        if self.composition is None:
+            weights = self._decided(relax(logits, self.relaxation, temperature, noise))
+        else:
+            weights = self._decided(self.composition.sample(logits, self.relaxation, temperature, noise), hard)
         if torch.is_grad_enabled() and weights.requires_grad:
             weights.register_hook(self._accumulate)
         return weights
 
     def discrete(self, positions: Sequence[int]) -> Tensor:
-        """One-hot weights of the option at a position for every searched choice; shape (C, K)."""
+        """One-hot weights of the option at a position for every decision; shape (D, K)."""
         found = torch.tensor(positions, dtype=torch.int64, device=self.logits.device)
-        return F.one_hot(found, self.logits.shape[1]).to(self.logits.dtype)
+        return F.one_hot(found, self.exists.shape[1]).to(self.logits.dtype)
 
     def most_probable(self) -> list[int]:
-        """Position of every searched choice's most probable option; of equal ones the dearest."""
+        """Position of every decision's most probable option; of equal ones the dearest."""
         if not self.sizes:
             return []
-        last = self.logits.shape[1] - 1
-        return (last - self._masked().detach().flip(1).argmax(1)).tolist()
+        last = self.exists.shape[1] - 1
+        with torch.no_grad():
+            chances = self.chances()
+            if self.composition is not None:
+                shares = probabilities(self._masked(self.logits), self.price_temperature())
+                chances = self.composition.rounded(shares, self.places, chances)
+        return (last - chances.masked_fill(~self.exists, -1.0).flip(1).argmax(1)).tolist()
 
     @torch.no_grad()
     def _accumulate(self, grad: Tensor) -> None:
@@ -102,7 +162,7 @@ class RelaxedChoices(nn.Module):
             self.benefit_weight.mul_(SCORE_DECAY).add_(1 - SCORE_DECAY)
 
     def benefits(self) -> dict[str, Tensor]:
-        """What an option is worth for the task, per unit of its weight: shape (K,) per searched choice."""
+        """What an option is worth for the task, per unit of its weight; shapes as in `rows`."""
         return self.rows(self.benefit / self.benefit_weight.clamp_min(1e-12))
 
     def get_extra_state(self) -> dict[str, Any]:

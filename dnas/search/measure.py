@@ -1,14 +1,16 @@
 """Scores by measurement: switch one option at a time and see what it does to the loss on held-back images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.engine import Batch
 from dnas.recipe import batch_statistics, task_loss
-from dnas.search.scores import Scores
+from dnas.search.filter_scores import FilterScores
+from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 
@@ -45,6 +47,11 @@ def _loss(supernet: Supernet, architecture: Architecture, probes: Sequence[_Prob
     return total / max(count, 1)
 
 
+def _kept(base: Architecture, changed: str) -> dict[str, tuple[int, ...]]:
+    """The filters that stay in groups which are not changed."""
+    return {name: kept for name, kept in (base.kept or {}).items() if name != changed}
+
+
 def measure_scores(
     supernet: Supernet,
     base: Architecture,
@@ -55,7 +62,7 @@ def measure_scores(
     """Score of an option: how much lower the loss gets when it alone replaces the option that `base` has.
 
     All options see the same images, and batch norms use the statistics of the batch: one forward pass of the batches
-    per option, no training, no price.
+    per option, no training, no price. Where filters decide, see `dnas.search.filter_scores`.
 
     Args:
         supernet: trained; left as it was.
@@ -69,14 +76,20 @@ def measure_scores(
     """
     probes = _probes(batches, teacher)
     reference = _loss(supernet, base, probes, share)
-    values = {}
+    values: dict[str, tuple[Any, ...]] = {}
+    fine = FilterScores(supernet, base, lambda architecture: _loss(supernet, architecture, probes, share))
     for choice in supernet.space.choices:
+        if choice.by_filter:
+            values[choice.name] = (
+                fine.scores(choice, probes[0].x, probes[0].y) if choice.searched else no_scores(choice)
+            )
+            continue
         found = []
         for option in choice.options:
             if option == base[choice.name]:
                 found.append(0.0)
                 continue
-            switched = Architecture(supernet.space, {**base.options, choice.name: option})
+            switched = replace(base, options={**base.options, choice.name: option}, kept=_kept(base, choice.name))
             found.append(reference - _loss(supernet, switched, probes, share))
         values[choice.name] = tuple(found)
     return Scores(values, "measured").monotone()

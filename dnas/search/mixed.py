@@ -1,5 +1,6 @@
 """The mixed layer and the mixed activation: a user's layer whose widths and channels follow the current sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dnas.space.slicing import filter_dimension
-from quant.layers import apply_layer
+from quant.layers import apply_layer, own_or_layer
 from quant.mixture import grid_bounds, mixture
-from quant.quantizer import fit_step
+from quant.quantizer import fit_step, scale_gradient
 from quant.spec import QuantSpec
 
 
@@ -17,7 +18,8 @@ from quant.spec import QuantSpec
 class Sample:
     """The weights of every choice's options in the current forward pass, and the filter masks that follow from them.
 
-    weights: shape (K,) per choice; mask: shape (channels of all groups,) or None where every filter is kept.
+    weights: shape (K,) per choice, (decisions, K) of one by filter; mask: shape (channels of all groups,) or None where
+    every filter is kept.
     hard: all weights are one-hot. quantised: False switches all quantisers off.
     """
 
@@ -34,7 +36,8 @@ class Sample:
 class Mixed(nn.Module):
     """K grids, each with its step: what mixed layers and activations have in common.
 
-    steps: shape (K,) or (K, filters); a parameter where they are learned, else a buffer.
+    steps: shape (K,) or (K, filters); a parameter where they are learned, else a buffer. block: how many filters decide
+    together, 0 where all do.
     """
 
     lower: Tensor
@@ -42,10 +45,16 @@ class Mixed(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, choice: str, specs: tuple[QuantSpec, ...], steps: Tensor, sample: Sample, learned: bool = True
+        self,
+        choice: str,
+        specs: tuple[QuantSpec, ...],
+        steps: Tensor,
+        sample: Sample,
+        learned: bool = True,
+        block: int = 0,
     ) -> None:
         super().__init__()
-        self.choice, self.specs = choice, specs
+        self.choice, self.specs, self.block = choice, specs, block
         if learned:
             self.steps = nn.Parameter(steps)
         else:
@@ -55,33 +64,76 @@ class Mixed(nn.Module):
         self.register_buffer("upper", upper, persistent=False)
         self._sample = [sample]
 
-    def mix(self, x: Tensor, batched: bool) -> Tensor:
-        """The mixture of x's K quantised versions under the current sample; a batched one is for one layer to read."""
+    def mix(self, x: Tensor, batched: bool, batch: int = 1) -> Tensor:
+        """The mixture of x's K quantised versions under the current sample; a batched one is for one layer to read.
+
+        Where x has channels first, it is of `batch` images: LSQ scales a step's gradient by the elements of one.
+        """
         sample = self._sample[0]
         weights = sample.weights[self.choice]
-        return mixture(x, weights, self.steps, self.lower, self.upper, batched, sample.hard, owned=batched)
+        if self.block:
+            if self.block > 1:
+                weights = weights.repeat_interleave(self.block, 0)[: x.shape[0]]
+            weights = weights.transpose(0, 1)
+        steps = self.steps if batch == 1 else scale_gradient(self.steps, batch**0.5)
+        return mixture(x, weights, steps, self.lower, self.upper, batched, sample.hard, owned=batched)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a tensor that have widths of their own: how many, how many decide together, and where they are."""
+
+    count: int
+    block: int
+    dimension: int
 
 
 class MixedActivation(Mixed):
     """Quantises one tensor by the mixture of its options; shared by all layers that read the tensor."""
 
     def __init__(
-        self, choice: str, specs: tuple[QuantSpec, ...], steps: tuple[float, ...], sample: Sample, learned: bool
+        self,
+        choice: str,
+        specs: tuple[QuantSpec, ...],
+        steps: tuple[float, ...],
+        sample: Sample,
+        learned: bool,
+        channels: Channels | None = None,
     ) -> None:
-        """`learned`: whether the steps are trained; those of the network's own input stay as calibrated."""
-        super().__init__(choice, specs, torch.tensor(steps), sample, learned)
+        """Starts at given steps.
+
+        Args:
+            choice: name of the choice.
+            specs: the grid of every option.
+            steps: the step of every option.
+            sample: of the current forward pass.
+            learned: whether the steps are trained; those of the network's own input stay as calibrated.
+            channels: where every channel has a width (and a step) of its own.
+        """
+        start = torch.tensor(steps)
+        if channels is not None:
+            start = start.unsqueeze(1).repeat(1, channels.count)
+        super().__init__(choice, specs, start, sample, learned, channels.block if channels else 0)
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
         """X of any shape, batch first."""
-        return self.mix(x, batched=True)
+        if self.channels is None:
+            return self.mix(x, batched=True)
+        dimension = self.channels.dimension
+        return self.mix(x.transpose(0, dimension), False, x.shape[0]).transpose(0, dimension)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Sets every option's step to the least squared error on x."""
-        flat = x.detach().flatten()
-        values = flat[:: max(flat.numel() // 32_768, 1)]
+    def calibrate(self, tensors: Sequence[Tensor]) -> None:
+        """Sets every option's step to the least squared error on these tensors, per channel where they have steps."""
+        if self.channels is None:
+            flat = torch.cat([x.detach().flatten() for x in tensors])
+            values = flat[:: max(flat.numel() // 32_768, 1)]
+        else:
+            values = torch.cat([x.detach().transpose(0, self.channels.dimension).flatten(1) for x in tensors], 1)
+            values = values[:, :: max(values.shape[1] // 8_192, 1)]
         for k, spec in enumerate(self.specs):
-            self.steps[k] = fit_step(values, spec, per_filter=False)
+            self.steps[k] = fit_step(values, spec, per_filter=self.channels is not None)
 
 
 class MixedLayer(Mixed):
@@ -102,15 +154,20 @@ class MixedLayer(Mixed):
         activation: MixedActivation,
         mask_index: Tensor | None,
         sample: Sample,
+        block: int = 0,
     ) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         filters_first = weight.detach().transpose(0, filter_dimension(layer))
         steps = torch.stack([fit_step(filters_first, spec, per_filter=True) for spec in specs])
-        super().__init__(choice, specs, steps, sample)
+        super().__init__(choice, specs, steps, sample, block=block)
         self.layer = layer
         self.axis = filter_dimension(layer)
         self.register_buffer("mask_index", mask_index, persistent=False)
         self._shared = [activation]
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model's own code asks its layer for (its stride, its weight's type) is the user's layer's."""
+        return own_or_layer(self, name)
 
     @property
     def activation(self) -> MixedActivation:
@@ -128,9 +185,9 @@ class MixedLayer(Mixed):
         shape[1 - self.axis] = -1
         return mixed * mask[self.mask_index].reshape(shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """X as the layer takes it."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Input as the layer takes it, by position or by torch's name for it."""
         if not self._sample[0].quantised:
-            result: Tensor = self.layer(x)
+            result: Tensor = self.layer(input)
             return result
-        return apply_layer(self.layer, self._shared[0](x), self.mixed_weight())
+        return apply_layer(self.layer, self._shared[0](input), self.mixed_weight())

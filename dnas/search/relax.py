@@ -8,6 +8,7 @@ from torch import Tensor
 
 MODES = ("gumbel_hard", "gumbel_soft", "softmax")
 SCHEDULES = ("exponential", "cosine", "constant")
+FILTERS = ("independent", "composition")
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,23 @@ class Relaxation:
     mode: `gumbel_hard` samples one option and passes gradients straight through (Jang et al. 2017, arXiv 1611.01144);
     `gumbel_soft` mixes options by a Gumbel-softmax sample; `softmax` mixes them by their probabilities.
     The temperature goes from `start` to `end` by `schedule` as training goes from 0 to 1.
+    filters: of widths by filter: `independent`, every filter has logits of its own; `composition`, a layer learns which
+    share of its filters gets each width, and the most sensitive filters get the widest.
     """
 
     mode: str = "gumbel_hard"
     start: float = 1.0
     end: float = 0.3
     schedule: str = "exponential"
+    filters: str = "independent"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"relax.mode is {self.mode!r}; allowed: {list(MODES)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"relax.schedule is {self.schedule!r}; allowed: {list(SCHEDULES)}")
+        if self.filters not in FILTERS:
+            raise ValueError(f"relax.filters is {self.filters!r}; allowed: {list(FILTERS)}")
         if not self.start >= self.end > 0:
             raise ValueError(f"relax.start {self.start} and relax.end {self.end}: needed is start >= end > 0")
 
@@ -76,7 +82,13 @@ def relax(logits: Tensor, relaxation: Relaxation, temperature: float, noise: Ten
     if relaxation.mode == "gumbel_soft":
         return soft
     hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
-    return _StraightThrough.apply(soft, hard)
+    return straight_through(soft, hard)
+
+
+def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
+    """Exactly `hard`, with the gradient of `soft`."""
+    found: Tensor = _StraightThrough.apply(soft, hard)
+    return found
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -3,30 +3,57 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from dnas.space.choice import Space, read_typed
+from dnas.space.choice import Choice, Space, read_typed
+
+
+def no_scores(choice: Choice) -> tuple[Any, ...]:
+    """Zero for every option, of every decision where there are several."""
+    row = (0.0,) * choice.width
+    return (row,) * choice.count if choice.by_filter else row
+
+
+def as_scores(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Numbers of the options, or of those of every decision, as tuples."""
+    return tuple(tuple(row) if isinstance(row, list | tuple) else row for row in values)
+
+
+def _rows(values: Sequence[Any]) -> list[Any]:
+    """The options' numbers decision by decision."""
+    return list(values) if values and isinstance(values[0], tuple) else [values]
 
 
 @dataclass(frozen=True)
 class Scores:
     """A number for every option of every choice: higher is better, differences count, in units of the task loss.
 
-    method: how they were obtained (`gradient`, `logits`, `measured`).
+    values: a tuple over the options; for a choice by filter a tuple of such tuples, one per decision (of kind `filters`:
+    removed, kept). method: how they were obtained (`gradient`, `logits`, `measured`).
     """
 
-    values: Mapping[str, tuple[float, ...]]
+    values: Mapping[str, tuple[Any, ...]]
     method: str
+
+    def rows(self, choice: Choice) -> list[tuple[float, ...]]:
+        """The scores of a choice, decision by decision."""
+        return _rows(self.values[choice.name])
+
+    def total(self, choice: Choice) -> list[float]:
+        """The scores of a choice's options; where filters decide, those of all of them at the option."""
+        return [sum(column) for column in zip(*self.rows(choice), strict=True)]
 
     def check(self, space: Space) -> None:
         """Raises ValueError unless there is one finite score for every option of the space."""
         for choice in space.choices:
-            found = self.values.get(choice.name, ())
-            if len(found) != len(choice.options) or not np.isfinite(found).all():
+            found = _rows(self.values.get(choice.name, ()))
+            if [len(row) for row in found] != [choice.width] * choice.count or not np.isfinite(found).all():
                 raise ValueError(
-                    f"scores of {choice.name}: found {list(found)}, needed are {len(choice.options)} finite numbers"
+                    f"scores of {choice.name}: found {found}, needed are {choice.width} finite numbers"
+                    f"{f' for each of {choice.count} decisions' if choice.by_filter else ''}"
                 )
 
     def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
@@ -34,14 +61,14 @@ class Scores:
 
         A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise.
         """
-        fitted = {
-            name: tuple(
-                isotonic_regression(np.asarray(values, dtype=float), weights=None if weights is None else weights[name])
-                .x.astype(float)
-                .tolist()
-            )
-            for name, values in self.values.items()
-        }
+        fitted = {}
+        for name, values in self.values.items():
+            own = None if weights is None else weights[name]
+            rows = [
+                tuple(isotonic_regression(np.asarray(row, dtype=float), weights=own).x.astype(float).tolist())
+                for row in _rows(values)
+            ]
+            fitted[name] = tuple(rows) if values and isinstance(values[0], tuple) else rows[0]
         return Scores(fitted, self.method)
 
     def to_json(self) -> str:
@@ -57,4 +84,4 @@ class Scores:
             ValueError: another type or version.
         """
         content = read_typed(text, "dnas.Scores", 1)
-        return Scores({name: tuple(values) for name, values in content["values"].items()}, content["method"])
+        return Scores({name: as_scores(values) for name, values in content["values"].items()}, content["method"])

@@ -1,8 +1,9 @@
 """The user's model with every choice relaxed inside one forward pass."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 
 from dnas.search.choices import RelaxedChoices
 from dnas.search.importance import filter_importance
-from dnas.search.mixed import Mixed, MixedActivation, MixedLayer, Sample
+from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
+from dnas.search.normalise import MixedNorm, mask_indices
+from dnas.search.order import allowed, force_first, keeping_order, place, place_filters
 from dnas.search.relax import Relaxation
-from dnas.search.scores import Scores
+from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
-from dnas.space.choice import Space
+from dnas.space.attention import separate_attention
+from dnas.space.choice import Choice, Position, Space
 from dnas.space.cost import Cost, LayerCost, build_cost, reference_cost
+from dnas.space.plain import replace_module, with_plain_layers
 from quant.spec import QuantSpec
 
 
@@ -55,7 +60,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.relaxation = space, relaxation or Relaxation()
         self.functions = dict(functions or {})
-        self.model = copy.deepcopy(model)
+        plain = with_plain_layers(separate_attention(model))
+        self.model = copy.deepcopy(model) if plain is model else plain
         for module in self.model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0  # torch's fused evaluation path would bypass its linear layers
@@ -69,6 +75,8 @@ class Supernet(nn.Module):
         self._convert()
         self.to(next(self.model.parameters()).device)
         self.rank_filters()
+        layers = {layer.name: self.mixed_layer(layer.name) for layer in self.space.layers}
+        place_filters(self.space, self.choices, layers, self.model)
 
     # --- construction
 
@@ -87,18 +95,20 @@ class Supernet(nn.Module):
         inputs = {fixed.name for fixed in space.fixed}  # an activation in this list is the network's own input
         for layer in space.layers:
             if layer.act_choice not in self._activation_keys():
-                options, found = space.choice(layer.act_choice).options, space.ranges[layer.act_choice]
-                specs = tuple(QuantSpec(bits, found.signed) for bits in options)
-                self.activations[_key(layer.act_choice)] = MixedActivation(
-                    layer.act_choice, specs, found.steps, self._sample, learned=layer.act_choice not in inputs
+                choice, found = space.choice(layer.act_choice), space.ranges[layer.act_choice]
+                specs = tuple(QuantSpec(bits, found.signed) for bits in choice.act_bits)
+                channels = None
+                if choice.by_filter:
+                    linear = isinstance(self.model.get_submodule(layer.name), nn.Linear)
+                    channels = Channels(len(layer.inputs), choice.block, -1 if linear else 1)
+                self.activations[_key(choice.name)] = MixedActivation(
+                    choice.name, specs, found.steps, self._sample, choice.name not in inputs, channels
                 )
         for layer in space.layers:
             try:
                 module = self.model.get_submodule(layer.name)
             except AttributeError as error:
-                raise ValueError(
-                    f"the model has no layer {layer.name!r}: the space was built from another model"
-                ) from error
+                raise ValueError(f"the model has no layer {layer.name!r}: the space was built from another") from error
             shape = tuple(getattr(module, name, -1) for name in ("in_channels", "out_channels"))
             if isinstance(module, nn.Linear):
                 shape = (module.in_features, module.out_features)
@@ -107,9 +117,9 @@ class Supernet(nn.Module):
                     f"{layer.name!r} is a {type(module).__name__} of {shape} channels, in the space of "
                     f"{(len(layer.inputs), len(layer.outputs))}: the space was built from another model"
                 )
-            specs = tuple(
-                QuantSpec(bits, True, space.weight_narrow) for bits in space.choice(layer.weight_choice).options
-            )
+            choice = space.choice(layer.weight_choice)
+            specs = tuple(QuantSpec(bits, True, space.weight_narrow) for bits in choice.weight_bits)
+            block = choice.block if choice.by_filter else 0
             pairs = list(zip(layer.inputs.group, layer.inputs.position, strict=True))
             masked = not layer.depthwise and bool(shrinking & set(layer.inputs.group))
             index = torch.tensor([offsets[g] + p for g, p in pairs]) if masked else None
@@ -117,23 +127,28 @@ class Supernet(nn.Module):
             replace_module(
                 self.model,
                 layer.name,
-                MixedLayer(module, layer.weight_choice, specs, activation, index, self._sample),  # type: ignore[arg-type]
+                MixedLayer(module, choice.name, specs, activation, index, self._sample, block),  # type: ignore[arg-type]
             )
+
+        for name, (through, index) in mask_indices(space, offsets, shrinking).items():
+            norm = self.model.get_submodule(name)
+            replace_module(self.model, name, MixedNorm(norm, through, index, self._sample))
 
     def _tabulate_filters(self) -> None:
         """For every channel of every group: how many filters each option keeps, and where the options' weights are.
 
-        channel_options: shape (channels, K). channel_choices: index into the (C + 1, K) matrix of weights, whose last
-        row is that of groups which keep all.
+        channel_options: shape (channels, K). channel_choices: index into the (D + 1, K) matrix of weights, whose last
+        row is that of groups which keep all. Where every filter decides, its two options keep none and all.
         """
-        groups, choices = self.space.groups, self.choices
-        width = choices.logits.shape[1]
-        options, rows = [], []
-        for group in groups:
-            found = self.space.choice(group.choice).options
-            padded = (*found, *(group.size,) * (width - len(found)))[:width]
-            options += [padded] * group.size
-            rows += [choices.index.get(group.choice, len(choices.sizes))] * group.size
+        choices, width = self.choices, self.choices.exists.shape[1]
+        options: list[tuple[int, ...]] = []
+        rows: list[int] = []
+        for group in self.space.groups:
+            choice, size = self.space.choice(group.choice), group.size
+            found = (0, size) if choice.by_filter else choice.options
+            options += [(*found, *(size,) * (width - len(found)))[:width]] * size
+            first = choices.index[choice.name].start if choice.searched else len(choices.sizes)
+            rows += [first + (i // choice.block if choice.by_filter else 0) for i in range(size)]
         only = F.one_hot(torch.tensor([0]), width).to(choices.logits.dtype)  # the weights of a choice of one option
         self.register_buffer("only_option", only, persistent=False)
         self.register_buffer("channel_options", torch.tensor(options, dtype=torch.int64), persistent=False)
@@ -151,7 +166,7 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def rank_filters(self, importance: Mapping[str, Tensor] | None = None) -> None:
-        """Orders every group's filters; an option keeps the first ones.
+        """Orders every group's filters; an option keeps the first ones, equally many of each of the group's blocks.
 
         Args:
             importance: per group (by its choice's name) shape (size,), larger is kept longer; by default
@@ -164,8 +179,11 @@ class Supernet(nn.Module):
             else:
                 layers = {name: self.mixed_layer(name).layer for name in group.members}
                 value = filter_importance(self.space, index, layers, self.model).to(self.ranks.device)
-            order = torch.argsort(value, descending=True, stable=True)
-            self.ranks[offset + order] = torch.arange(group.size, device=order.device)
+            blocks = value.reshape(group.blocks, -1)
+            order = torch.argsort(blocks, dim=1, descending=True, stable=True)
+            order = order + torch.arange(0, group.size, blocks.shape[1], device=order.device).unsqueeze(1)
+            self.ranks[offset + order.T.flatten()] = torch.arange(group.size, device=order.device)
+        force_first(self.space, self.choices, self._group_offsets, self.ranks)
 
     @torch.no_grad()
     def calibrate(self, *inputs: Any) -> None:
@@ -187,7 +205,10 @@ class Supernet(nn.Module):
             for module, mode in training.items():
                 module.training = mode
         for activation, tensors in seen.items():
-            activation.calibrate(torch.cat([t.flatten() for t in tensors]))
+            activation.calibrate(tensors)
+            if activation.channels is not None:
+                found = torch.cat([x.transpose(0, activation.channels.dimension).flatten(1) for x in tensors], 1)
+                place(self.choices, activation, found, found.square().mean(1).cpu())
 
     # --- forward
 
@@ -222,11 +243,15 @@ class Supernet(nn.Module):
         sample.weights, sample.mask = choices.parts(matrix), self._mask(matrix)
 
     def _positions(self) -> list[int]:
-        """Of every searched choice, where the option is that evaluation uses."""
+        """Of every decision, where the option is that evaluation uses."""
         if self._architecture is None:
             return self.choices.most_probable()
         found = self._architecture.positions()
-        return [found[name] for name in self.choices.index]
+        taken: list[int] = []
+        for name in self.choices.index:
+            position = found[name]
+            taken += [position] if isinstance(position, int) else position
+        return taken
 
     def _mask(self, weights: Tensor) -> Tensor | None:
         """Per channel of every group the weight of the options that keep it: shape (channels,)."""
@@ -257,8 +282,8 @@ class Supernet(nn.Module):
     def evaluate_as(self, architecture: Architecture) -> Iterator[None]:
         """Evaluation mode uses this architecture (and the filters it keeps) instead of the most probable options."""
         ranks = self.ranks.clone()
-        self._architecture = architecture
-        if architecture.kept is not None:
+        self._architecture = architecture = self.with_filters(architecture)
+        if architecture.kept:
             importance = {}
             for index, group in enumerate(self.space.groups):
                 first = torch.zeros(group.size, device=ranks.device)
@@ -271,6 +296,7 @@ class Supernet(nn.Module):
         finally:
             self._architecture = None
             self.ranks.copy_(ranks)
+            force_first(self.space, self.choices, self._group_offsets, self.ranks)
 
     # --- what the search asks for
 
@@ -289,11 +315,14 @@ class Supernet(nn.Module):
         return self.choices.draws
 
     def logits(self) -> dict[str, Tensor]:
-        """The logits of every searched choice, shape (K,); what is changed in place is changed in the supernet."""
-        return self.choices.rows(self.choices.logits)
+        """The logits of every searched choice, shape (K,), or (decisions, K) where every filter has its own.
+
+        What is changed in place is changed in the supernet.
+        """
+        return self.choices.logit_rows()
 
     def probabilities(self) -> dict[str, Tensor]:
-        """For every choice the probability of each option, shape (K,), differentiable in the logits."""
+        """For every choice the probability of each option, shape (K,) or (decisions, K), differentiable in the logits."""
         return self.choices.probabilities()
 
     def cost_table(self, name: str) -> Cost:
@@ -308,11 +337,16 @@ class Supernet(nn.Module):
         return value / reference_cost(self.space, name, functions=self.functions) if relative else value
 
     def _expectation(self, name: str, chances: Tensor) -> Tensor:
-        cost, index = self.cost_table(name), self.choices.index
+        cost = self.cost_table(name)
         if not cost.choices:
             return cost.expected_rows(chances).amax()
         if name not in self._rows:
-            rows = [index.get(choice, len(index)) for choice in cost.choices]
+            index, last = self.choices.index, len(self.choices.sizes)
+            rows: list[int] = []
+            for choice, decisions in cost.decisions.items():
+                count = decisions.stop - decisions.start
+                first = index[choice].start if choice in index else None
+                rows += [last] * count if first is None else range(first, first + count)
             self._rows[name] = torch.tensor(rows, device=chances.device)
         probabilities = torch.cat([chances, self.only_option.detach()]).double()
         return cost.expectation(probabilities.index_select(0, self._rows[name].to(chances.device)))
@@ -330,42 +364,55 @@ class Supernet(nn.Module):
         """
         if method not in ("gradient", "logits"):
             raise ValueError(f"scores method is {method!r}; allowed: 'gradient', 'logits'")
-        prices = self._prices() if method == "logits" else {}
-        found = self.choices.benefits() if method == "gradient" else self.logits()
-        values = {choice.name: (0.0,) * len(choice.options) for choice in self.space.choices}
-        for name, value in found.items():
-            values[name] = tuple((value.detach() + prices.get(name, 0.0)).double().tolist())
+        choices = self.choices
+        if method == "gradient":
+            found = choices.benefits()
+        else:
+            own = choices.logits if choices.composition is None else torch.log(choices.chances().clamp_min(1e-6))
+            found = choices.rows(own.detach() + self._prices())
+        values = {choice.name: no_scores(choice) for choice in self.space.choices}
+        values |= {name: as_scores(value.double().tolist()) for name, value in found.items()}
         return Scores(values, method).monotone()
 
-    def _prices(self) -> dict[str, Tensor]:
-        """Multiplier times the derivative of the log cost with respect to each option's probability, shape (K,)."""
+    def _prices(self) -> Tensor:
+        """Multiplier times the derivative of the log cost with respect to each option's probability, shape (D, K)."""
         chances = self.choices.chances().detach().requires_grad_()
         with torch.enable_grad():
             total = chances.sum().double() * 0.0
             for name, state in self.multipliers.items():
                 total = total + state[0] * torch.log(self._expectation(name, chances))
             (prices,) = torch.autograd.grad(total, chances)
-        return self.choices.rows(prices)
+        return prices
 
     def most_probable(self) -> Architecture:
         """The argmax of every choice; it knows of no budget."""
-        found = dict(zip(self.choices.index, self.choices.most_probable(), strict=True))
-        options = {c.name: c.options[found.get(c.name, 0)] for c in self.space.choices}
-        return self.with_filters(Architecture(self.space, options, functions=self.functions))
+        taken = self.choices.most_probable()
+        positions: dict[str, Position] = {}
+        for choice in self.space.choices:
+            rows = self.choices.index.get(choice.name, slice(0, 0))
+            found = tuple(taken[rows]) or (0,) * choice.count
+            positions[choice.name] = found if choice.by_filter else found[0]
+            if choice.by_filter and choice.kind == "filters":
+                size = next(group.size for group in self.space.groups if group.choice == choice.name)
+                positions[choice.name] = allowed(choice, found, self.keeping_order(choice), size)
+        return self.with_filters(Architecture.at(self.space, positions, functions=self.functions))
+
+    def keeping_order(self, choice: Choice) -> list[int]:
+        """The decisions of a group whose filters decide: the most probable to stay first, of equal ones by rank."""
+        index = next(i for i, group in enumerate(self.space.groups) if group.choice == choice.name)
+        ranks = self.ranks[self._group_offsets[index] :][: self.space.groups[index].size]
+        chances = self.choices.rows(self.choices.chances().detach())[choice.name][:, 1]
+        return keeping_order(choice, chances, ranks)
 
     def with_filters(self, architecture: Architecture) -> Architecture:
         """The architecture with the filters to keep filled in by this supernet's ranking, where it has none."""
-        if architecture.kept is not None:
-            return architecture
-        kept = {}
+        kept = dict(architecture.kept or {})
         for index, group in enumerate(self.space.groups):
-            offset = self._group_offsets[index]
-            ranks = self.ranks[offset : offset + group.size]
-            stays = (ranks < architecture[group.choice]).nonzero().flatten().tolist()
-            kept[group.choice] = tuple(stays)
-        return Architecture(
-            architecture.space, architecture.options, kept, architecture.certificate, architecture.functions
-        )
+            if group.choice not in kept:
+                offset = self._group_offsets[index]
+                ranks = self.ranks[offset : offset + group.size]
+                kept[group.choice] = tuple((ranks < architecture[group.choice]).nonzero().flatten().tolist())
+        return replace(architecture, kept=kept)
 
     # --- parameters and state
 
@@ -400,18 +447,3 @@ class Supernet(nn.Module):
 
 def _key(choice: str) -> str:
     return choice.replace(".", "/")
-
-
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module at a path, and at every other path where the same module stands."""
-    old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children leaves out a second name of a module
-            if child is old and parent is not module:
-                setattr(parent, name, module)
-
-
-def freeze(parameters: Iterable[nn.Parameter], frozen: bool) -> None:
-    """Switches gradients of these parameters off or on."""
-    for parameter in parameters:
-        parameter.requires_grad_(not frozen)

@@ -1,6 +1,6 @@
 """The Gumbel-softmax search: weights and choices of a supernet trained jointly under a budget."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, endless
 from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
-from dnas.search.supernet import Supernet, freeze
+from dnas.search.supernet import Supernet
 
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
@@ -49,6 +49,12 @@ class SearchConfig:
             raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
         if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or self.epochs < 1:
             raise ValueError("search: epochs >= 1, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+
+
+def freeze(parameters: Iterable[nn.Parameter], frozen: bool) -> None:
+    """Switches gradients of these parameters off or on."""
+    for parameter in parameters:
+        parameter.requires_grad_(not frozen)
 
 
 class SearchTraining:

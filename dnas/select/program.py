@@ -48,12 +48,16 @@ class _Block:
 class Program:
     """Columns and rows of the program for one space, costs and legal pairs."""
 
-    def __init__(self, space: Space, costs: Iterable[Cost]) -> None:
+    def __init__(
+        self, space: Space, costs: Iterable[Cost], illegal: Iterable[Factor] | None = None, joint: Iterable[Factor] = ()
+    ) -> None:
         """Lays out the variables.
 
         Args:
             space: the space.
             costs: the costs that have a budget.
+            illegal: tables that are 1 where options must not meet; by default those of the space's legal pairs.
+            joint: tables over the joint options of several choices that are added to every objective.
         """
         self.space = space
         self.first: dict[str, int] = {}
@@ -70,8 +74,10 @@ class Program:
         self._factors = [
             [[searched_factor(space, factor) for factor in row] for row in cost.rows] for cost in self.costs
         ]
-        pairs = self._pairs()
+        pairs = self._pairs() if illegal is None else [searched_factor(space, t) for t in illegal if t.table.any()]
+        self._joint = [searched_factor(space, factor) for factor in joint]
         sets = {names for cost in self._factors for row in cost for names, _ in row if len(names) > 1}
+        sets |= {names for names, _ in self._joint if len(names) > 1}
         sets |= {names for names, _ in pairs if len(names) > 1}
         self._blocks: list[_Block] = []
         for names in sorted(sets, key=lambda names: (-len(names), names)):
@@ -86,6 +92,8 @@ class Program:
         tables = []
         for layer in self.space.layers if self.space.pairs is not None else ():
             weight, act = self.space.choice(layer.weight_choice), self.space.choice(layer.act_choice)
+            if weight.name == act.name:
+                continue  # a joint choice has legal pairs alone
             illegal = [[float((w, a) not in (self.space.pairs or ())) for a in act.options] for w in weight.options]
             table = Factor((weight.name, act.name), np.array(illegal))
             if table.table.any() and (weight.searched or act.searched):
@@ -139,7 +147,16 @@ class Program:
         result = np.zeros(self.size)
         for name, start in self.first.items():
             result[start : start + len(values[name])] = values[name]
+        for names, table in self._joint:
+            if names:
+                columns, found = self._express(names, table)
+                result[columns] += found
         return result
+
+    @property
+    def constant(self) -> float:
+        """What the joint tables add to every objective whatever is chosen."""
+        return float(sum(table.sum() for names, table in self._joint if not names))
 
     def positions(self, solution: NDArray[np.float64]) -> dict[str, int]:
         """The option (by position) of every choice in a solution."""

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnas.search.budget import Budget, BudgetError
+from dnas.select.random_filters import legal, random_by_filter
 from dnas.space.architecture import Architecture
-from dnas.space.choice import Space
+from dnas.space.choice import PAIR, Option, Space
 from dnas.space.cost import Cost, build_cost
 
 BISECTION_DRAWS = 101
@@ -25,30 +26,37 @@ def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters:
     Raises:
         ValueError: a width that some searched choice does not have.
     """
-    options = {}
+    options: dict[str, Option] = {}
     sizes = {group.choice: group.size for group in space.groups}
     for choice in space.choices:
+        option: Option
         if not choice.searched:
-            options[choice.name] = choice.options[0]
+            option = choice.options[0]
         elif choice.kind == "filters":
             wanted = filters * sizes[choice.name]
-            options[choice.name] = min(choice.options, key=lambda count: (abs(count - wanted), count))
+            option = min(choice.options, key=lambda count: (abs(count - wanted), count))
+        elif choice.kind == "pair_bits":
+            option = choice.options[choice.index(PAIR * weight_bits + act_bits)]
         else:
-            bits = weight_bits if choice.kind == "weight_bits" else act_bits
-            options[choice.name] = choice.options[choice.index(bits)]
+            option = choice.options[choice.index(weight_bits if choice.kind == "weight_bits" else act_bits)]
+        options[choice.name] = (option,) * choice.count if choice.by_filter and choice.kind != "filters" else option
     return Architecture(space, options)
 
 
 def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
     """Every (weight bits, activation bits) at the largest width that fits, without those that another one contains."""
     widths = {
-        c.kind: sorted({o for d in space.searched() if d.kind == c.kind for o in d.options}) for c in space.searched()
+        kind: sorted({o for c in space.searched() if c.kind in (kind, "pair_bits") for o in getattr(c, kind)})
+        for kind in ("weight_bits", "act_bits")
     }
+    joint = [set(zip(c.weight_bits, c.act_bits, strict=True)) for c in space.searched() if c.kind == "pair_bits"]
     ratios = sorted({c / g.size for g in space.groups for c in space.choice(g.choice).options}, reverse=True)
     found: list[tuple[tuple[float, float, float], Architecture]] = []
-    for weight in widths.get("weight_bits", [0]):
-        for act in widths.get("act_bits", [0]):
+    for weight in widths["weight_bits"] or [0]:
+        for act in widths["act_bits"] or [0]:
             if space.pairs is not None and (weight, act) not in space.pairs:
+                continue
+            if any((weight, act) not in pairs for pairs in joint):
                 continue
             for ratio in ratios:
                 options = uniform_architecture(space, weight, act, ratio).options
@@ -82,6 +90,8 @@ def random_architecture(
     limits = budget.limits(space)
     costs = [build_cost(space, name, budget.functions) for name in limits]
     generator = np.random.default_rng(seed)
+    if any(choice.by_filter for choice in space.searched()):
+        return random_by_filter(space, budget, costs, limits, generator, lowest, attempts)
 
     def architecture(positions: NDArray[np.int64]) -> Architecture:
         options = {c.name: c.options[i] for c, i in zip(space.choices, positions.tolist(), strict=True)}
@@ -115,10 +125,7 @@ def random_architecture(
 
 
 def _legal(space: Space, positions: NDArray[np.int64]) -> bool:
-    if space.pairs is None:
-        return True
-    option = {c.name: c.options[i] for c, i in zip(space.choices, positions.tolist(), strict=True)}
-    return all((option[layer.weight_choice], option[layer.act_choice]) in space.pairs for layer in space.layers)
+    return legal(space, dict(zip([c.name for c in space.choices], positions.tolist(), strict=True)))
 
 
 def _spent(space: Space, costs: list[Cost], limits: dict[str, float], draws: NDArray[np.int64]) -> NDArray[np.float64]:

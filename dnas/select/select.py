@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from dnas.search.budget import Budget, BudgetError
+from dnas.search.budget import Budget
 from dnas.search.scores import Scores
+from dnas.select.by_filter import select_by_filter
 from dnas.select.program import Program
+from dnas.select.solve import SCALE, solve
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, build_cost
 
 TIE_BREAK = 1e-6
 """Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
-SCALE = 1e4
-"""Of the objective that HiGHS sees: its absolute gap of 1e-6 is then finer than the tie-break."""
 
 
 def select(scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0) -> Architecture:
@@ -41,12 +41,14 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
     if budget:
         budget.check(space)
     costs = [build_cost(space, name, budget.functions if budget else None) for name in limits]
+    if any(choice.by_filter for choice in space.searched()):
+        return select_by_filter(scores, space, budget, costs, limits, time_limit)
     program = Program(space, costs)
     values, scale = _with_tie_break(scores, space, costs, limits)
     if not program.binaries:
         positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
     else:
-        positions, bound = _solve(program, values, limits, time_limit)
+        positions, bound = solve(program, program.objective(values), limits, time_limit)
         if limits:
             pure = {name: [score / scale for score in found] for name, found in scores.values.items()}
             positions = _spend(program, pure, limits, positions, time_limit)
@@ -114,38 +116,3 @@ def _spend(
         cost.at(positions) / limits[cost.name] for cost in program.costs
     )
     return found if holds and more else positions
-
-
-def _solve(
-    program: Program, values: Mapping[str, list[float]], limits: Mapping[str, float], time_limit: float
-) -> tuple[dict[str, int], float]:
-    """Positions of a best solution that holds in integers, and the upper bound of the scaled objective."""
-    objective = program.objective(values)
-    integrality = np.zeros(program.size)
-    integrality[: program.binaries] = 1
-    tightened, bound = dict(limits), -float("inf")
-    for _ in range(20):
-        result = milp(
-            -SCALE * objective,
-            integrality=integrality,
-            bounds=Bounds(0, 1),
-            constraints=program.constraints(tightened),
-            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
-        )
-        if result.x is None and result.status not in (1, 2):  # neither out of time nor infeasible
-            raise RuntimeError(f"HiGHS failed on the selection: {result.message}")
-        if result.x is None:
-            raise BudgetError(
-                f"no architecture meets the budgets {dict(limits)} together with the target's legal pairs "
-                f"(HiGHS: {result.message}); raise one of them, or give the search more time (select.time_limit)"
-            )
-        if bound == -float("inf"):  # of the limits as they are: those of tightened ones would bound less
-            dual = result.mip_dual_bound
-            bound = float("inf") if dual is None else -dual / SCALE
-        positions = program.positions(result.x)
-        over = [cost.name for cost in program.costs if cost.at(positions) > limits[cost.name]]
-        if not over:
-            return positions, float(bound)
-        for name in over:  # within HiGHS' tolerance, but not in integers
-            tightened[name] = tightened[name] * (1 - 1e-7)
-    raise BudgetError(f"HiGHS returned no solution that holds {dict(limits)} in integers; change the budget slightly")

@@ -1,17 +1,21 @@
 """From a model to its space: trace, couple, and lay a choice on every decision that the user allows."""
 
-from collections.abc import Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ActRange, ActTensor, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
+from dnas.space.granularity import Decisions, Granularity, decisions, legal_pairs, matching, pair_options
+from dnas.space.plain import with_plain_layers
 from dnas.space.target import Target
-from dnas.space.trace import Call, Trace, is_searchable, trace_model
+from dnas.space.trace import Call, Trace, is_searchable, tensors_of, trace_model
 from quant.quantizer import fit_step
 from quant.spec import QuantSpec
 
@@ -27,53 +31,83 @@ def build_space(
     exclude: Sequence[str] = (),
     target: Target | None = None,
     weight_narrow: bool = False,
+    granularity: Granularity = "layer",
+    act_granularity: Granularity = "layer",
+    filter_block: int = 1,
+    pairs: Sequence[Sequence[int]] | None = None,
 ) -> Space:
     """Builds the space of a model: weight bits per layer, activation bits per tensor, filter counts per coupled group.
 
     Args:
         model: any module; left as it was. Its layers of the types in `dnas.space.trace.SEARCHABLE` are searched.
         example_inputs: real data, a small batch (dimension 0): they set the sign and the first step of activations.
-        weight_bits: options, 2 to 8.
+        weight_bits: options, 2 to 8; and 0, where filters decide by themselves: it removes the filter.
         act_bits: options, 2 to 8; layers that read the same tensor share the choice.
         filters: shares of a group's filters.
         exclude: globs of module paths that stay at full width and 8 bits.
         target: what the hardware can run; options outside of it are dropped.
         weight_narrow: symmetric weight grids (2 bits are then ternary).
+        granularity: `layer`, one width for all filters of a layer; or `filter`, every filter its own; or either by glob
+            of module paths. Which filters of a group stay is then decided filter by filter as well.
+        act_granularity: the same for the channels of activation tensors; a tensor takes what all of its readers ask for.
+        filter_block: how many consecutive filters decide together.
+        pairs: legal (weight bits, activation bits): the two become one joint choice for each tensor and its readers, in
+            place of weight_bits and act_bits.
 
     Returns:
         the space; `space.fixed` names everything that is not searched, and why.
 
     Raises:
-        ValueError: the model fails on the inputs, has no layer to search, an option is out of range, or a glob of
-            `exclude` matches nothing.
+        ValueError: the model fails on the inputs, has no layer to search, an option is out of range, or a glob matches
+            nothing.
     """
     target = target or Target()
+    prune = 0 in weight_bits
+    weight_bits = [bits for bits in weight_bits if bits]
     for key, options in (("weight_bits", weight_bits), ("act_bits", act_bits)):
         if not options or any(isinstance(b, bool) or b != int(b) or not 2 <= b <= 8 for b in options):
             raise ValueError(f"space.{key} is {list(options)}; allowed: a list of whole numbers from 2 to 8")
     weight_bits, act_bits = [int(b) for b in weight_bits], [int(b) for b in act_bits]
+    joint = legal_pairs(pairs, target)
+    if joint and (granularity != "layer" or act_granularity != "layer"):
+        raise ValueError(
+            "space.pairs are joint choices of whole layers; leave space.granularity and act_granularity at layer"
+        )
     if not filters:
         raise ValueError("space.filters is empty; use [1.0] to keep every filter")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    model = with_plain_layers(separate_attention(model))
     trace = trace_model(model, inputs)
     names = list(dict.fromkeys(call.layer for call in trace.calls))
     if not names:
         raise ValueError("the model runs no convolution or linear layer on example_inputs: there is nothing to search")
-    excluded = _match(exclude, names)
-    coupling = find_coupling(model, inputs, trace.outputs, names)
-    groups, choices, sides, fixed = _lay_filters(coupling, names, excluded, target, filters)
-    legal_weights, legal_acts = target.legal("weight_bits", weight_bits), target.legal("act_bits", act_bits)
+    excluded = {name for glob in exclude for name in matching(glob, names, "space.exclude")}
+    coupling = find_coupling(model, inputs, names)
     act_of, shared = _share_tensors(trace)
+    given = {act for act, calls in shared.items() if any(c.input_storage in trace.input_storages for c in calls)}
+    eight = given | {act for act, calls in shared.items() if any(call.layer in excluded for call in calls)}
+    readers = {act: list(dict.fromkeys(call.layer for call in calls)) for act, calls in shared.items()}
+    fine = decisions(
+        model, names, readers, excluded | eight, granularity, act_granularity, filter_block, prune
+    )  # fmt: skip
+    groups, choices, sides, fixed = _lay_filters(coupling, names, excluded, target, filters, fine, act_of)
+    fixed += [Fixed(name, reason) for name, reason in fine.whole.items()]
+    legal_weights = tuple(sorted({w for w, _ in joint})) or target.legal("weight_bits", weight_bits)
+    legal_acts = target.legal("act_bits", act_bits)
     layers, ranges = [], {}
-    batch = next((t.shape[0] for t in inputs if isinstance(t, Tensor) and t.dim() > 0), 1)
+    batch = next((t.shape[0] for t in tensors_of(inputs) if t.dim() > 0), 1)
     for name in names:
         layer, calls = model.get_submodule(name), [call for call in trace.calls if call.layer == name]
-        choices.append(
-            Choice(f"{name}.weight_bits", "weight_bits", (INPUT_BITS,) if name in excluded else legal_weights)
-        )
+        ins, outs = sides[(name, "in")], sides[(name, "out")]
+        weight = f"{name}.weight_bits"
+        if joint and act_of[name] not in eight:
+            weight = act_of[name]
+        else:
+            options = (INPUT_BITS,) if name in excluded else legal_weights
+            count = -(-len(outs) // fine.block) if name in fine.weights else 1
+            choices.append(Choice(weight, "weight_bits", options, *_by_filter(name in fine.weights, count, fine.block)))
         if name in excluded:
             fixed.append(Fixed(name, "excluded by space.exclude: full width, 8 bits"))
-        ins, outs = sides[(name, "in")], sides[(name, "out")]
         positions = sum(call.output_shape.numel() // max(batch * len(outs), 1) for call in calls)
         kernel = int(torch.tensor(getattr(layer, "kernel_size", (1,))).prod())
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
@@ -82,19 +116,22 @@ def build_space(
         layers.append(
             Layer(
                 name, kind, positions, kernel, int(getattr(layer, "groups", 1)), depthwise, ins, outs,
-                f"{name}.weight_bits", act_of[name],
+                weight, act_of[name],
             )
         )  # fmt: skip
     for act, calls in shared.items():
-        is_input = any(call.input_storage in trace.input_storages for call in calls)
-        whole = is_input or any(call.layer in excluded for call in calls)
-        choices.append(Choice(act, "act_bits", (INPUT_BITS,) if whole else legal_acts))
-        if is_input:
+        options = (INPUT_BITS,) if act in eight else legal_acts
+        if joint and act not in eight:
+            choices.append(Choice(act, "pair_bits", pair_options(joint)))
+        else:
+            count = -(-len(sides[(calls[0].layer, "in")]) // fine.block) if act in fine.tensors else 1
+            choices.append(Choice(act, "act_bits", options, *_by_filter(act in fine.tensors, count, fine.block)))
+        if act in given:
             fixed.append(Fixed(act, "the network's input: 8 bits"))
-        ranges[act] = _calibrate(calls, choices[-1].options)
+        ranges[act] = _calibrate(calls, choices[-1].act_bits)
     fixed += _unlisted(model, trace, names, batch)
-    through = tuple(Through(name, channels) for (name, side), channels in sides.items() if side == "through")
-    counts = [choice.options for choice in choices[: len(groups)]]
+    through = _through(coupling, sides)
+    counts = [_sample(choice.options) for choice in choices[: len(groups)]]
     for index, reason in failing_groups(model, inputs, groups, counts, layers, through).items():
         choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
         fixed.append(Fixed(groups[index].choice, reason))
@@ -104,18 +141,25 @@ def build_space(
     )  # fmt: skip
 
 
-def _match(globs: Sequence[str], names: list[str]) -> set[str]:
-    matched = set()
-    for glob in globs:
-        found = [name for name in names if fnmatch(name, glob)]
-        if not found:
-            raise ValueError(f"space.exclude: {glob!r} matches no layer; the layers are {names}")
-        matched.update(found)
-    return matched
+def _by_filter(fine: bool, count: int, block: int) -> tuple[str, int, int]:
+    """Granularity, count and block of a choice."""
+    return ("filter", count, block) if fine else ("layer", 1, 1)
+
+
+def _sample(counts: tuple[int, ...]) -> tuple[int, ...]:
+    """At most five of these counts, evenly spread, both ends among them."""
+    last = len(counts) - 1
+    return tuple(counts[i] for i in sorted({round(last * part / 4) for part in range(5)}))
 
 
 def _lay_filters(
-    coupling: Coupling, names: list[str], excluded: set[str], target: Target, ratios: Sequence[float]
+    coupling: Coupling,
+    names: list[str],
+    excluded: set[str],
+    target: Target,
+    ratios: Sequence[float],
+    fine: Decisions,
+    act_of: Mapping[str, str],
 ) -> tuple[list[Group], list[Choice], dict[tuple[str, str], ChannelMap], list[Fixed]]:
     """Groups of channel classes with the same producers, one choice each, and the channel maps of every layer."""
     by_producers: dict[tuple[tuple[str, ...], str], list[int]] = {}
@@ -128,31 +172,77 @@ def _lay_filters(
             reason = f"{sorted(excluded & set(makers))[0]} is excluded by space.exclude"
         by_producers.setdefault((tuple(dict.fromkeys(makers)), reason), []).append(index)
     groups: list[Group] = []
-    choices: list[Choice] = []
-    fixed: list[Fixed] = []
+    reasons: list[str] = []
+    decides: list[bool] = []
     sides: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
     taken: set[str] = set()
     for (producers, reason), classes in by_producers.items():
-        reason = reason or _uneven(coupling, classes)
         place = producers[0] if producers else f"{min(min(coupling.classes[c])[0] for c in classes)}.input"
         name = f"{place}.filters"
         while name in taken:
             name += "+"
         taken.add(name)
-        counts = (len(classes),) if reason else target.filter_counts(len(classes), ratios)
-        if reason and producers:
-            fixed.append(Fixed(name, reason))
-        choices.append(Choice(name, "filters", counts))
+        reasons.append(reason or _uneven(coupling, classes))
+        places = {(layer, side) for index in classes for layer, side, _ in coupling.classes[index]}
+        single = any(side == "out" and layer in fine.weights for layer, side in places)
+        decides.append(single or any(side == "in" and act_of[layer] in fine.tensors for layer, side in places))
         groups.append(Group(name, len(classes), producers))
         for position, index in enumerate(classes):
             for layer, side, channel in coupling.classes[index]:
                 sides.setdefault((layer, side), {})[channel] = (len(groups) - 1, position)
-
     maps = {}
     for place_side, entries in sides.items():
         ordered = [entry for _, entry in sorted(entries.items())]
         maps[place_side] = ChannelMap(tuple(group for group, _ in ordered), tuple(position for _, position in ordered))
+    for name, norm in coupling.norms.items():
+        if norm.kind == "group":
+            _lay_blocks(name, norm.groups, maps[name, "through"], groups, reasons)
+    choices, fixed = [], []
+    for group, reason, single in zip(groups, reasons, decides, strict=True):
+        if single and group.blocks > 1:
+            reason = (
+                reason or "a group norm needs equally many of them in each of its groups, single filters cannot tell"
+            )
+        counts: tuple[int, ...] = (group.size,)
+        if not reason:
+            counts = target.filter_counts(group.size, ratios, group.blocks)
+            counts = fine.counts(group.size, ratios, target) if single else counts
+        if reason and group.members:
+            fixed.append(Fixed(group.choice, reason))
+        single &= len(counts) > 1
+        count = -(-group.size // fine.block) if single else 1
+        choices.append(Choice(group.choice, "filters", counts, *_by_filter(single, count, fine.block)))
     return groups, choices, maps, fixed
+
+
+def _lay_blocks(name: str, norms: int, side: ChannelMap, groups: list[Group], reasons: list[str]) -> None:
+    """A group norm needs equally many channels in each of its own groups: sets `blocks`, or the reason to stay whole."""
+    length = len(side) // norms
+    for index in side.counts:
+        size = groups[index].size
+        reads = [[0] * size for _ in range(norms)]
+        for channel, (group, position) in enumerate(zip(side.group, side.position, strict=True)):
+            if group == index:
+                reads[channel // length][position] += 1
+        if all(row == reads[0] for row in reads):
+            continue
+        blocks = lcm(norms, groups[index].blocks)
+        runs = [[position * norms // size == block for position in range(size)] for block in range(norms)]
+        if size % blocks or any([bool(n) for n in row] != run for row, run in zip(reads, runs, strict=True)):
+            reasons[index] = reasons[index] or f"{name}'s {norms} groups do not divide these channels evenly"
+        else:
+            groups[index] = replace(groups[index], blocks=blocks)
+
+
+def _through(coupling: Coupling, sides: dict[tuple[str, str], ChannelMap]) -> tuple[Through, ...]:
+    found = []
+    for (name, side), channels in sorted(sides.items()):
+        if side == "through":
+            norm = coupling.norms[name]
+            found.append(Through(name, channels, norm.kind, norm.over if norm.mixes else ()))
+        elif side.startswith("dim"):
+            found.append(Through(name, channels, "parameter", (int(side.removeprefix("dim")),)))
+    return tuple(found)
 
 
 def _uneven(coupling: Coupling, classes: list[int]) -> str:
@@ -196,7 +286,7 @@ def _calibrate(calls: list[Call], options: tuple[int, ...]) -> ActRange:
 def _unlisted(model: nn.Module, trace: Trace, names: list[str], batch: int) -> list[Fixed]:
     """Everything that multiplies or could be searched but is not among the layers."""
     fixed = [
-        Fixed(name, "did not run on example_inputs: left as it is")
+        Fixed(name, trace.unusual.get(name, "did not run on example_inputs: left as it is"))
         for name, module in model.named_modules()
         if is_searchable(module) and name not in names
     ]

@@ -6,26 +6,71 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 INPUT_BITS = 8
 """Width at which the network's own input and every layer that is not searched are quantised and counted."""
 FLOAT_BITS = 32
 """Width at which operations that stay in floating point are counted."""
 
+NormKind = Literal["channel", "layer", "rms", "group", "parameter"]
+
+
+GRANULARITIES = ("layer", "filter")
+PAIR = 10
+"""A joint option of kind `pair_bits` is PAIR * weight bits + activation bits: 24 is W2A4."""
+
+Option = int | tuple[int, ...]
+"""What an architecture holds for a choice: one option, or one for every filter (0: the filter is removed)."""
+Position = int | tuple[int, ...]
+"""Where options stand: of a layer's choice one index; of a filter's one for every decision (kept: 1, removed: 0)."""
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A one-of-K decision: `kind` at the place that `name` starts with, options ascending (the last is the dearest)."""
+    """A one-of-K decision: `kind` at the place that `name` starts with, options ascending (the last is the dearest).
+
+    granularity: `layer`, one decision, or `filter`: `count` decisions, each for `block` consecutive filters (channels of
+    an activation tensor). Of kind `filters` at that granularity every decision is to keep or to remove, and the options
+    are the counts that may be left.
+    """
 
     name: str
     kind: str
     options: tuple[int, ...]
+    granularity: str = "layer"
+    count: int = 1
+    block: int = 1
+
+    @property
+    def by_filter(self) -> bool:
+        """Whether single filters decide."""
+        return self.granularity == "filter"
 
     @property
     def searched(self) -> bool:
         """Whether there is anything to choose."""
         return len(self.options) > 1
+
+    @property
+    def width(self) -> int:
+        """How many options one decision has."""
+        return 2 if self.by_filter and self.kind == "filters" else len(self.options)
+
+    @property
+    def labels(self) -> list[int]:
+        """What one decision chooses from: the options; or to remove (0) or to keep (1) a filter."""
+        return [0, 1] if self.by_filter and self.kind == "filters" else list(self.options)
+
+    @property
+    def weight_bits(self) -> tuple[int, ...]:
+        """The weight bits of every option."""
+        return tuple(option // PAIR for option in self.options) if self.kind == "pair_bits" else self.options
+
+    @property
+    def act_bits(self) -> tuple[int, ...]:
+        """The activation bits of every option."""
+        return tuple(option % PAIR for option in self.options) if self.kind == "pair_bits" else self.options
 
     def index(self, option: int) -> int:
         """Position of an option.
@@ -37,17 +82,29 @@ class Choice:
             raise ValueError(f"{self.name}: {option} is not an option; allowed: {list(self.options)}")
         return self.options.index(option)
 
+    def extreme(self, dearest: bool) -> Position:
+        """Position of the cheapest or of the dearest option, for every decision."""
+        if not self.by_filter:
+            return len(self.options) - 1 if dearest else 0
+        if self.kind != "filters":
+            return (len(self.options) - 1 if dearest else 0,) * self.count
+        kept = self.count if dearest else -(-self.options[0] // self.block)
+        return (1,) * kept + (0,) * (self.count - kept)
+
 
 @dataclass(frozen=True)
 class Group:
     """Filters that are kept or removed together in every layer of a coupling.
 
-    `choice` names the choice of how many of the `size` channels stay; `members` are the layers that produce them.
+    `choice` names the choice of how many of the `size` channels stay, or which, where its granularity is `filter`;
+    `members` are the layers that produce them. blocks: the positions are that many runs of equal length, and each keeps
+    equally many (a group norm's groups).
     """
 
     choice: str
     size: int
     members: tuple[str, ...]
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,10 +125,22 @@ class ChannelMap:
 
 @dataclass(frozen=True)
 class Through:
-    """A module with one parameter per channel that channels pass through: a batch norm, a PReLU."""
+    """A module, parameter or buffer that channels pass through, and that has one entry per channel.
+
+    kind: `channel` (each channel for itself: a batch norm, a PReLU); `layer`, `rms`, `group` (a layer norm, root mean
+    square norm or group norm: joint statistics, over the kept channels only); `parameter` (or a buffer).
+    over: dimensions of the statistics, the first is that of the channels; of a parameter its dimension.
+    """
 
     name: str
     channels: ChannelMap
+    kind: NormKind = "channel"
+    over: tuple[int, ...] = ()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its channels have joint statistics, which removed channels must not enter."""
+        return self.kind in ("layer", "rms", "group")
 
 
 @dataclass(frozen=True)
@@ -136,7 +205,8 @@ class Space:
     """Every choice of one model, the couplings between them, and the geometry that cost needs.
 
     Layers stand in the order in which they run. `weight_narrow` is the grid of all weights (see `quant.QuantSpec`).
-    `pairs`, if given, lists the legal (weight bits, activation bits) of every layer.
+    `pairs`, if given, lists the legal (weight bits, activation bits) of every layer whose two widths are choices of
+    their own; where they are one choice, its options are the legal pairs.
     """
 
     choices: tuple[Choice, ...]
@@ -165,6 +235,10 @@ class Space:
             raise KeyError(f"no choice {name!r} in this space; it has {sorted(self._index)}")
         return self._index[name]
 
+    def extreme(self, dearest: bool) -> dict[str, Position]:
+        """Positions of the cheapest or of the dearest architecture."""
+        return {choice.name: choice.extreme(dearest) for choice in self.choices}
+
     def searched(self) -> Iterator[Choice]:
         """The choices with more than one option."""
         return (choice for choice in self.choices if choice.searched)
@@ -183,7 +257,7 @@ class Space:
     def to_json(self) -> str:
         """JSON with `type` and `version`, stable to the byte for equal spaces."""
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
-        return json.dumps({"type": "dnas.Space", "version": 1, **content}, indent=1)
+        return json.dumps({"type": "dnas.Space", "version": 2, **content}, indent=1)
 
     @cached_property
     def digest(self) -> str:
@@ -197,17 +271,19 @@ class Space:
         Raises:
             ValueError: another type or version.
         """
-        content = read_typed(text, "dnas.Space", 1)
+        content = read_typed(text, "dnas.Space", 2)
         return Space(
-            choices=tuple(Choice(c["name"], c["kind"], tuple(c["options"])) for c in content["choices"]),
-            groups=tuple(Group(g["choice"], g["size"], tuple(g["members"])) for g in content["groups"]),
+            choices=tuple(Choice(**{**c, "options": tuple(c["options"])}) for c in content["choices"]),
+            groups=tuple(Group(g["choice"], g["size"], tuple(g["members"]), g["blocks"]) for g in content["groups"]),
             layers=tuple(
                 Layer(**{**e, "inputs": _channel_map(e["inputs"]), "outputs": _channel_map(e["outputs"])})
                 for e in content["layers"]
             ),
             tensors=tuple(ActTensor(**t) for t in content["tensors"]),
             ranges={name: ActRange(r["signed"], tuple(r["steps"])) for name, r in content["ranges"].items()},
-            through=tuple(Through(t["name"], _channel_map(t["channels"])) for t in content["through"]),
+            through=tuple(
+                Through(t["name"], _channel_map(t["channels"]), t["kind"], tuple(t["over"])) for t in content["through"]
+            ),
             fixed=tuple(Fixed(**f) for f in content["fixed"]),
             weight_narrow=content["weight_narrow"],
             pairs=None if content["pairs"] is None else tuple((w, a) for w, a in content["pairs"]),

@@ -3,21 +3,34 @@
 Every cost is tabulated once: for each layer a table over the joint options of the choices that enter it. A table's
 expectation under independent choices is exact, whatever the formula and however often a choice enters it (a coupled
 group on both sides of a layer gives E[c^2], not E[c]^2), and differentiable. The same tables, read at one option per
-choice, are the integer cost, and are the rows of the selector's program.
+choice, are the integer cost, and are the rows of the selector's program. Layers about which single filters decide have
+no such tables: see `dnas.space.filter_cost`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import ceil, log2
+from math import ceil, log2, prod
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Space
+from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Position, Space
+from dnas.space.filter_cost import (
+    FilterTerms,
+    PlacedTerms,
+    by_filter,
+    certain,
+    layer_by_filter,
+    layer_terms,
+    tensor_side,
+    tensor_terms,
+    unit_cost,
+)
 
 MAX_TABLE = 1_000_000
 
@@ -82,9 +95,29 @@ class Factor:
     choices: tuple[str, ...]
     table: NDArray[np.float64]
 
-    def at(self, position: Mapping[str, int]) -> float:
+    def at(self, position: Mapping[str, Position]) -> float:
         """The entry at one option (by position) per choice."""
         return float(self.table[tuple(position[name] for name in self.choices)])
+
+
+@dataclass(frozen=True)
+class _Large(Factor):
+    """A table too large to hold: it is read entry by entry; what needs all of it (an expectation, selection) fails."""
+
+    value: Callable[[Mapping[str, Position]], float]
+    what: str
+
+    def at(self, position: Mapping[str, Position]) -> float:
+        """The entry at one option (by position) per choice."""
+        return self.value(position)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "table":
+            raise ValueError(
+                f"{self.what} needs a table of more than {MAX_TABLE} entries over {list(self.choices)}; use a cost that "
+                "adds up over input channels (bops, macs, weight_bits) or exclude some of these groups (space.exclude)"
+            )
+        return super().__getattribute__(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,25 +161,32 @@ class _Batch:
 class Cost:
     """A cost of a space: the largest of its rows, each a sum of factors; most costs have one row.
 
-    `rows` hold the factors that depend on something; `constants` what each row adds on top.
+    `rows` hold the factors that depend on something; `constants` what each row adds on top; `filters` the terms that
+    single filters enter.
     """
 
     name: str
     rows: tuple[tuple[Factor, ...], ...]
     constants: tuple[float, ...]
+    filters: FilterTerms | None = None
 
-    def at(self, position: Mapping[str, int]) -> float:
+    def at(self, position: Mapping[str, Position]) -> float:
         """Cost at one option (by position) per choice: exact, an integer wherever the formula is one."""
-        return max(
+        values = [
             constant + sum(factor.at(position) for factor in row)
             for row, constant in zip(self.rows, self.constants, strict=True)
-        )
+        ]
+        if self._placed is None:
+            return max(values)
+        found = self._placed.expectation(certain(self.choices, position))
+        value = max(a + b for a, b in zip(values, found.tolist(), strict=True))
+        return float(round(value)) if abs(value - round(value)) < 1e-9 * max(value, 1.0) else value
 
     def expectation(self, probabilities: Tensor) -> Tensor:
         """Exact expectation for a cost of one row; for a maximum, `smooth_maximum` of the rows' exact expectations.
 
         Args:
-            probabilities: of `choices` in their order, shape (choices, K), padded by 0.
+            probabilities: of `choices` in their order, one row per decision, shape (decisions, K), padded by 0.
 
         Returns:
             shape (), differentiable.
@@ -160,17 +200,38 @@ class Cost:
         for batch in self._batches:
             placed = batch.to(probabilities)
             values = values.index_add(0, placed.rows, placed.expectation(probabilities))
+        if self._placed is not None:
+            values = values + self._placed.expectation(probabilities.double()).to(values.dtype)
         return values
 
     @cached_property
     def choices(self) -> tuple[str, ...]:
         """The choices that enter."""
-        return tuple(dict.fromkeys(name for row in self.rows for factor in row for name in factor.choices))
+        names = [name for row in self.rows for factor in row for name in factor.choices]
+        return tuple(dict.fromkeys([*names, *(self.filters.choices if self.filters else ())]))
+
+    @cached_property
+    def decisions(self) -> dict[str, slice]:
+        """For every choice that enters the rows of its decisions."""
+        found, start = {}, 0
+        for name in self.choices:
+            count = self.filters.choices.get(name, 1) if self.filters else 1
+            found[name] = slice(start, start + count)
+            start += count
+        return found
+
+    @cached_property
+    def _placed(self) -> PlacedTerms | None:
+        if self.filters is None:
+            return None
+        first = {name: rows.start for name, rows in self.decisions.items()}
+        last = max((rows.stop for rows in self.decisions.values()), default=0)
+        return self.filters.placed(first, last)
 
     @cached_property
     def _batches(self) -> tuple[_Batch, ...]:
         """All factors, those with equally many choices together."""
-        number = {name: i for i, name in enumerate(self.choices)}
+        number = {name: rows.start for name, rows in self.decisions.items()}
         found: dict[tuple[int, tuple[int, ...]], list[tuple[Factor, int]]] = {}
         for row, factors in enumerate(self.rows):
             for factor in factors:
@@ -192,25 +253,26 @@ def smooth_maximum(values: Tensor, sharpness: float = 50.0) -> Tensor:
     return largest / sharpness * torch.logsumexp(values / largest * sharpness, 0)
 
 
-def _kept(space: Space, group: int, count: int, position: Mapping[str, int]) -> int:
-    choice = space.choice(space.groups[group].choice)
-    return count * choice.options[position[choice.name]] // space.groups[group].size
+def _kept(space: Space, group: int, count: int, position: Mapping[str, Position]) -> int:
+    choice, size = space.choice(space.groups[group].choice), space.groups[group].size
+    found = position[choice.name]
+    if isinstance(found, int):
+        return count * choice.options[found] // size
+    return count * sum(found[i // choice.block] for i in range(size)) // size
 
 
-def kept_channels(space: Space, side: ChannelMap, position: Mapping[str, int]) -> int:
+def kept_channels(space: Space, side: ChannelMap, position: Mapping[str, Position]) -> int:
     """How many channels of a layer's side stay at one option (by position) per choice."""
     return sum(_kept(space, group, count, position) for group, count in side.counts.items())
 
 
-def _tabulate(space: Space, names: Sequence[str], value: Callable[[Mapping[str, int]], float], what: str) -> Factor:
+def _tabulate(
+    space: Space, names: Sequence[str], value: Callable[[Mapping[str, Position]], float], what: str
+) -> Factor:
     names = tuple(dict.fromkeys(names))
     shape = tuple(len(space.choice(name).options) for name in names)
-    size = int(np.prod(shape))
-    if size > MAX_TABLE:
-        raise ValueError(
-            f"{what} needs a table of {size} entries over {list(names)}, more than {MAX_TABLE}; use a cost that adds "
-            "up over input channels (bops, macs, weight_bits) or exclude some of these groups (space.exclude)"
-        )
+    if prod(shape) > MAX_TABLE:
+        return _Large(names, np.empty(0), value, what)
     table = np.empty(shape, dtype=np.float64)
     for index in product(*map(range, shape)):
         table[index] = value(dict(zip(names, index, strict=True)))
@@ -229,13 +291,14 @@ def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -
     parts = [[group] for group in counts] if name in _ADDITIVE and len(counts) > 1 else [list(counts)]
 
     def factor(part: list[int]) -> Factor:
-        def value(position: Mapping[str, int]) -> float:
+        def value(position: Mapping[str, Position]) -> float:
             c_in = sum(_kept(space, group, counts[group], position) for group in part)
-            c_out = kept_channels(space, layer.outputs, position)
-            w, a = weight.options[position[weight.name]], act.options[position[act.name]]
+            c_out = c_in if layer.depthwise else kept_channels(space, layer.outputs, position)
+            w, a = weight.weight_bits[position[weight.name]], act.act_bits[position[act.name]]  # type: ignore[index]
             return function(layer, c_in, c_out, w, a)
 
-        names = [*_names(space, part), *_names(space, list(layer.outputs.counts)), weight.name, act.name]
+        outputs = [] if layer.depthwise else list(layer.outputs.counts)  # a depthwise layer's are its inputs
+        names = [*_names(space, part), *_names(space, outputs), weight.name, act.name]
         return _tabulate(space, names, value, f"{name} of layer {layer.name}")
 
     return [factor(part) for part in parts]
@@ -246,22 +309,17 @@ def _live(tensor: ActTensor, row: int | None) -> bool:
     return tensor.side == "input" if row is None else tensor.first <= row <= tensor.last
 
 
-def _tensor_side(space: Space, tensor: ActTensor) -> ChannelMap:
-    layer = space.layer(tensor.like)
-    return layer.inputs if tensor.side == "input" else layer.outputs
-
-
 def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
     factors = []
     for tensor in space.tensors:
-        if not _live(tensor, row):
+        if not _live(tensor, row) or by_filter(space, tensor_side(space, tensor), tensor.choice):
             continue
         act = space.choice(tensor.choice)
-        for group, count in _tensor_side(space, tensor).counts.items():
+        for group, count in tensor_side(space, tensor).counts.items():
 
-            def value(position: Mapping[str, int], group: int = group, count: int = count) -> float:
+            def value(position: Mapping[str, Position], group: int = group, count: int = count) -> float:
                 channels = _kept(space, group, count, position)
-                return tensor.elements * channels * act.options[position[act.name]]  # noqa: B023
+                return tensor.elements * channels * act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
 
             factors.append(_tabulate(space, [*_names(space, [group]), act.name], value, f"tensor {tensor.choice}"))
     return factors
@@ -276,7 +334,7 @@ def build_cost(space: Space, name: str, functions: Mapping[str, LayerCost] | Non
         functions: the user's own costs per layer.
 
     Raises:
-        ValueError: an unknown name, a table too large, or a function that returned a negative or infinite value.
+        ValueError: an unknown name, or a function that returned a negative or infinite value.
     """
     functions = functions or {}
     if name not in functions and name in COSTS:
@@ -288,12 +346,21 @@ def build_cost(space: Space, name: str, functions: Mapping[str, LayerCost] | Non
     return _tabulate_cost(space, name, functions[name])
 
 
+def adds_up(space: Space, name: str) -> bool:
+    """Whether a cost is defined on a space: those that do not add up over channels need one without choices by filter."""
+    return name in _ADDITIVE or name in TENSOR_COSTS or not any(layer_by_filter(space, layer) for layer in space.layers)
+
+
 def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
     if function is None:
-        rows = [tuple(_tensor_factors(space, row)) for row in _rows(space, name)]
-        return Cost(name, tuple(rows), (0.0,) * len(rows))
-    factors = [f for layer in space.layers for f in _layer_factors(space, layer, name, function)]
-    return Cost(name, (tuple(factors),), (_float_operations(space, name, FLOAT_BITS),))
+        rows = _rows(space, name)
+        factors = [tuple(_tensor_factors(space, row)) for row in rows]
+        terms = tensor_terms(space, tensors_by_row(space, name))
+        return Cost(name, tuple(factors), (0.0,) * len(rows), terms)
+    whole = [layer for layer in space.layers if not layer_by_filter(space, layer)]
+    found = tuple(factor for layer in whole for factor in _layer_factors(space, layer, name, function))
+    constants = (_float_operations(space, name, FLOAT_BITS),)
+    return Cost(name, (found,), constants, layer_terms(space, name, function))
 
 
 def _rows(space: Space, name: str) -> list[int | None]:
@@ -310,6 +377,33 @@ def _float_operations(space: Space, name: str, bits: int) -> float:
     return count * bits * bits if name.startswith("bops") else 0
 
 
+def unit_of(
+    space: Space, layer: Layer, name: str, functions: Mapping[str, LayerCost] | None = None
+) -> NDArray[np.float64]:
+    """What one pair of an input channel and a filter costs, see `dnas.space.filter_cost.unit_cost`; shape (W, A)."""
+    function = (functions or {}).get(name) or LAYER_COSTS[name]
+    return unit_cost(layer, name, function, space.choice(layer.weight_choice), space.choice(layer.act_choice))
+
+
+def layer_cost(
+    space: Space,
+    layer: Layer,
+    name: str,
+    position: Mapping[str, Position],
+    functions: Mapping[str, LayerCost] | None = None,
+) -> float:
+    """The cost of one layer at one option (by position) per choice: one of a cost of layers, not of tensors."""
+    alone = Space(space.choices, space.groups, (layer,), (), {})
+    return build_cost(alone, name, functions).at(position)
+
+
+def tensors_by_row(space: Space, name: str) -> list[list[ActTensor]]:
+    """Of a cost of stored tensors those that count in each of its rows; empty for costs of layers."""
+    if name not in TENSOR_COSTS:
+        return []
+    return [[tensor for tensor in space.tensors if _live(tensor, row)] for row in _rows(space, name)]
+
+
 def reference_cost(
     space: Space, name: str, bits: int = INPUT_BITS, functions: Mapping[str, LayerCost] | None = None
 ) -> float:
@@ -318,7 +412,7 @@ def reference_cost(
     Relative budgets are fractions of this, at 8 bits.
     """
     if name in TENSOR_COSTS:
-        sizes = [(tensor, tensor.elements * len(_tensor_side(space, tensor))) for tensor in space.tensors]
+        sizes = [(tensor, tensor.elements * len(tensor_side(space, tensor))) for tensor in space.tensors]
         rows = _rows(space, name)
         return float(max(sum(size * bits for tensor, size in sizes if _live(tensor, row)) for row in rows))
     function = (functions or {}).get(name) or LAYER_COSTS[name]

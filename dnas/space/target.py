@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
+from math import lcm
 
 from dnas.space.choice import Space
 
@@ -46,15 +48,18 @@ class Target:
             )
         return kept
 
-    def filter_counts(self, size: int, ratios: Iterable[float]) -> tuple[int, ...]:
-        """Filter counts for these shares of `size`: rounded to the channel multiple, at least one, at most all."""
-        counts = set()
+    def filter_counts(self, size: int, ratios: Iterable[float], blocks: int = 1) -> tuple[int, ...]:
+        """Filter counts for these shares of `size`: rounded to the channel multiple, at least one, at most all.
+
+        Multiples of `blocks`, too: equally many in each block.
+        """
+        counts, multiple = set(), lcm(self.channel_multiple, blocks)
         for ratio in ratios:
             if not 0 < ratio <= 1:
                 raise TargetError(f"space.filters has {ratio}; allowed: shares above 0 and up to 1")
             count = max(1, round(size * ratio))
             if count < size:
-                count = max(round(count / self.channel_multiple), 1) * self.channel_multiple
+                count = max(round(count / multiple), 1) * multiple
             counts.add(min(count, size))
         return tuple(sorted(counts))
 
@@ -63,11 +68,12 @@ def unsupported(space: Space, target: Target) -> list[str]:
     """What of a space a target cannot run, as text: layers for which none of the legal pairs is an option."""
     found = []
     for layer in space.layers:
-        weights, acts = space.choice(layer.weight_choice).options, space.choice(layer.act_choice).options
+        weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
+        weights, acts = weight.weight_bits, act.act_bits
+        pairs = zip(weights, acts, strict=True) if weight.name == act.name else product(weights, acts)
         legal = [
             (w, a)
-            for w in weights
-            for a in acts
+            for w, a in pairs
             if (target.pairs is None or (w, a) in target.pairs)
             and (target.weight_bits is None or w in target.weight_bits)
             and (target.act_bits is None or a in target.act_bits)

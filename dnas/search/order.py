@@ -1,0 +1,107 @@
+"""Orders of filters: which lose most at few bits, and which stay first."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dnas.search.choices import RelaxedChoices
+from dnas.search.importance import filter_importance
+from dnas.search.mixed import Mixed, MixedLayer
+from dnas.space.choice import Choice, Space
+from quant.quantizer import quantize
+
+
+@torch.no_grad()
+def place_filters(space: Space, choices: RelaxedChoices, layers: Mapping[str, MixedLayer], model: nn.Module) -> None:
+    """Sets the places of all filters that decide: those that lose most at the narrowest width first.
+
+    A filter loses the relative error of its weights times its importance for its group.
+
+    Args:
+        space: the space.
+        choices: whose `places` are set.
+        layers: the mixed layers by name.
+        model: holds the modules that the channels pass through.
+    """
+    for layer in space.layers:
+        mixed = layers[layer.name]
+        if not mixed.block:
+            continue
+        importance = torch.ones(len(layer.outputs))
+        for index in layer.outputs.counts:
+            members = {name: layers[name].layer for name in space.groups[index].members}
+            found = filter_importance(space, index, members, model)
+            for channel, (group, position) in enumerate(zip(layer.outputs.group, layer.outputs.position, strict=True)):
+                if group == index and members:
+                    importance[channel] = found[position]
+        weight: Tensor = mixed.layer.weight  # type: ignore[assignment]
+        place(choices, mixed, weight.detach().transpose(0, mixed.axis), importance)
+
+
+@torch.no_grad()
+def place(choices: RelaxedChoices, mixed: Mixed, x: Tensor, importance: Tensor) -> None:
+    """Orders the decisions about x by their relative errors at the narrowest width.
+
+    Args:
+        choices: whose `places` are set.
+        mixed: holds the narrowest grid and its steps.
+        x: filters or channels first.
+        importance: shape (filters,).
+    """
+    rows = choices.index.get(mixed.choice)
+    if rows is None:
+        return
+    errors = (quantize(x, mixed.steps[0].detach(), mixed.specs[0]) - x).flatten(1).square().sum(1)
+    value = (errors / x.flatten(1).square().sum(1).clamp_min(1e-30)).cpu() * importance
+    blocks = torch.stack([part.sum() for part in value.split(mixed.block)])
+    order = torch.argsort(blocks, descending=True, stable=True)
+    choices.places[rows.start + order] = torch.arange(len(order), device=choices.places.device)
+
+
+def force_first(space: Space, choices: RelaxedChoices, offsets: Sequence[int], ranks: Tensor) -> None:
+    """Of every group whose filters decide, the first-ranked always stay: as many as have to.
+
+    Args:
+        space: the space.
+        choices: whose `forced` are set.
+        offsets: where each group's ranks begin.
+        ranks: of the filters of all groups.
+    """
+    choices.forced.zero_()
+    for index, group in enumerate(space.groups):
+        choice = space.choice(group.choice)
+        if not choice.by_filter:
+            continue
+        first, own = choices.index[choice.name].start, ranks[offsets[index] : offsets[index] + group.size]
+        for position in (own < max(choice.options[0] // choice.block, 1)).nonzero().flatten().tolist():
+            choices.forced[first + position // choice.block] = True
+
+
+def keeping_order(choice: Choice, chances: Tensor, ranks: Tensor) -> list[int]:
+    """The decisions of a group: the most probable to stay first, of equal ones the first-ranked.
+
+    Args:
+        choice: whether each filter (or block of filters) stays.
+        chances: to stay; shape (decisions,).
+        ranks: of the group's filters; shape (size,).
+    """
+    best = [int(ranks[i * choice.block : (i + 1) * choice.block].min()) for i in range(choice.count)]
+    return sorted(range(choice.count), key=lambda i: (-float(chances[i]), best[i]))
+
+
+def allowed(choice: Choice, kept: Sequence[int], order: Sequence[int], size: int) -> tuple[int, ...]:
+    """The decisions to keep filters, with the next in the order added until their number is an option.
+
+    Args:
+        choice: whether each filter (or block of filters) stays.
+        kept: 1 for a decision to keep, else 0.
+        order: the decisions, the first to stay first.
+        size: filters of the group.
+    """
+    count = sum(kept)
+    while count < choice.count and count * choice.block not in choice.options:
+        count += 1
+    if count < choice.count:  # a last block that is shorter only stays where all do
+        order = [i for i in order if (i + 1) * choice.block <= size]
+    return tuple(int(i in order[:count]) for i in range(choice.count))
