@@ -1,5 +1,7 @@
 """dnas: learn how many bits and filters a PyTorch network needs, under a hard complexity budget."""
 
+from dnas.describe import Description, describe
+from dnas.models.checkpoint import load_weights
 from dnas.realise import realise
 from dnas.retrain import RetrainConfig, retrain
 from dnas.search.budget import Budget
@@ -21,6 +23,7 @@ from quant.verify import verify
 __all__ = [
     "Architecture",
     "Budget",
+    "Description",
     "Relaxation",
     "RetrainConfig",
     "Scores",
@@ -29,8 +32,10 @@ __all__ = [
     "Supernet",
     "Target",
     "build_space",
+    "describe",
     "export",
     "load",
+    "load_weights",
     "random_architecture",
     "realise",
     "retrain",

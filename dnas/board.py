@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnas.pictures import KINDS, Picture, architecture_picture, heat_map_picture
 from dnas.space.architecture import Architecture
-from dnas.space.choice import Space
+from dnas.space.choice import Choice, Space
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,12 +47,13 @@ class Board:
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
 
-    def choices(self, space: Space, probabilities: Mapping[str, Sequence[float]], step: int) -> None:
+    def choices(self, space: Space, probabilities: Mapping[str, Sequence[Any]], step: int) -> None:
         """Writes the entropy (nats) of every searched choice and their mean per kind, and remembers for `heat_maps`.
 
         Args:
             space: the space of the choices.
-            probabilities: of the options of every choice; what is not searched may be missing.
+            probabilities: of the options of every choice; where filters decide, those of every decision, of which the
+                mean is shown. What is not searched may be missing.
             step: the epoch; if it was remembered before, it and all later ones are replaced.
 
         Raises:
@@ -60,19 +61,15 @@ class Board:
         """
         if self._writer is None:
             return
-        for choice in space.searched():
-            count = len(probabilities[choice.name])
-            if count != len(choice.options):
-                raise ValueError(f"{choice.name}: {count} probabilities, but {len(choice.options)} options")
+        means = {choice.name: _mean(probabilities[choice.name], choice) for choice in space.searched()}
         kinds: dict[str, list[float]] = {}
         self._forget(step)
         self._steps.append(step)
         for choice in space.searched():
-            found = [float(p) for p in probabilities[choice.name]]
-            entropy = -sum(p * math.log(p) for p in found if p > 0)
+            found, entropy = means[choice.name]
             self._writer.add_scalar(f"entropy/{choice.name}", entropy, step)
             kinds.setdefault(choice.kind, []).append(entropy)
-            entry = {"kind": choice.kind, "options": list(choice.options), "probabilities": []}
+            entry = {"kind": choice.kind, "options": choice.labels, "probabilities": []}
             rows = self._history.setdefault(choice.name, entry)["probabilities"]
             rows.append([round(p, DIGITS) for p in found])
         for kind, entropies in kinds.items():
@@ -173,6 +170,16 @@ class Board:
         self._steps = self._steps[:keep]
         for entry in self._history.values():
             del entry["probabilities"][keep:]
+
+
+def _mean(probabilities: Sequence[Any], choice: Choice) -> tuple[list[float], float]:
+    """The mean of the decisions' probabilities, and the mean of their entropies (nats)."""
+    rows = list(probabilities) if choice.by_filter else [probabilities]
+    for row in rows:
+        if len(row) != choice.width:
+            raise ValueError(f"{choice.name}: {len(row)} probabilities, but {choice.width} options")
+    entropies = [-sum(float(p) * math.log(float(p)) for p in row if p > 0) for row in rows]
+    return [sum(map(float, column)) / len(rows) for column in zip(*rows, strict=True)], sum(entropies) / len(rows)
 
 
 def _open(folder: Path, purge_step: int | None) -> "SummaryWriter":

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
 from dnas.search.training import SearchConfig
+from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
 from dnas.space.target import Target
 
@@ -41,17 +43,32 @@ class QuantConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """Options of every choice; exclude: globs of module paths that stay at full width and 8 bits."""
+    """Options of every choice, and who chooses.
+
+    exclude: globs of module paths that stay at full width and 8 bits. granularity: `layer`, or `filter`, every filter its
+    own weight bits (0 among them removes it), or either by glob; act_granularity: the same for the channels of activation
+    tensors; filter_block: how many filters decide together. pairs: legal (weight bits, activation bits), as one choice.
+    """
 
     weight_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     act_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     filters: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     exclude: tuple[str, ...] = ()
     calibration_images: int = 256
+    granularity: str | dict[str, str] = "layer"
+    act_granularity: str | dict[str, str] = "layer"
+    filter_block: int = 1
+    pairs: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
             raise ValueError(f"space.calibration_images is {self.calibration_images}; allowed: 1 or more")
+        for key, found in (("granularity", self.granularity), ("act_granularity", self.act_granularity)):
+            for value in [found] if isinstance(found, str) else found.values():
+                if value not in GRANULARITIES:
+                    raise ValueError(
+                        f"space.{key} is {value!r}; allowed: {list(GRANULARITIES)}, or one of them by glob"
+                    )
 
 
 @dataclass(frozen=True)
@@ -107,11 +124,15 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """formats: of `qcdq`, `qonnx`. images: run through onnxruntime; qonnx_images: through qonnx's executor."""
+    """formats: of `qcdq`, `qonnx`. images: run through onnxruntime; qonnx_images: through qonnx's executor.
+
+    fold_batch_norm: into the steps, the integers' signs and the bias of the layer before, where it can be.
+    """
 
     formats: tuple[str, ...] = ("qcdq", "qonnx")
     images: int = 1000
     qonnx_images: int = 100
+    fold_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.formats) - {"qcdq", "qonnx"}
@@ -213,6 +234,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, path)
     origin, arguments = get_origin(hint), get_args(hint)
+    if set(arguments) > {str} and origin is UnionType and type(None) not in arguments:  # text, or keys and values
+        (other,) = (a for a in arguments if a is not str)
+        return value if isinstance(value, str) and value != "???" else _convert(other, value, path)
     if type(None) in arguments:
         if value is None:
             return None

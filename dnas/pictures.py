@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from dnas.space.architecture import Architecture
-from dnas.space.cost import bops, kept_channels
+from dnas.space.cost import kept_channels, layer_cost
+from dnas.space.slicing import kept_channels as kept_indices
 
 INK, MUTED, GRID, PAPER = "#1b1d21", "#636a75", "#d6dae0", "#fefefe"
 """The colours that follow the page's light or dark scheme when a picture stands in HTML (as --ink, --muted, ...)."""
@@ -26,7 +28,12 @@ BIT_COLOURS: Mapping[int, str] = {
 }  # fmt: skip
 """One colour per width in every picture: viridis, whose lightness orders the widths for every kind of colour vision."""
 OTHER_BITS = "#868d98"
-KINDS: Mapping[str, str] = {"weight_bits": "Weight bits", "act_bits": "Activation bits", "filters": "Filters kept"}
+KINDS: Mapping[str, str] = {
+    "weight_bits": "Weight bits",
+    "act_bits": "Activation bits",
+    "filters": "Filters kept",
+    "pair_bits": "Weight and activation bits",
+}
 _PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#f4f6fa", "#a9c6e3", "#3d7dbd", "#0b2f5e"])
 
 
@@ -73,14 +80,31 @@ class Picture:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What `layers_picture` shows of one layer; `cost` is its share (0 to 1) of the whole network's BOPs."""
+    """What `layers_picture` shows of one layer.
+
+    weight_bits, act_bits: how many of the filters and input channels that stay have each width. cost: the layer's share
+    (0 to 1) of the whole network's BOPs.
+    """
 
     name: str
-    weight_bits: int
-    act_bits: int
+    weight_bits: Mapping[int, int]
+    act_bits: Mapping[int, int]
     kept: int
     full: int
     cost: float | None = None
+
+
+def counted(bits: int | Sequence[int]) -> dict[int, int]:
+    """How many have each width, ascending: of a report's one width (then 1), or of a width for each."""
+    found = Counter([bits] if isinstance(bits, int) else bits)
+    return {width: found[width] for width in sorted(found)}
+
+
+def mean_width(counts: Mapping[int, int]) -> str:
+    """The width, or the mean of several with a decimal."""
+    total = sum(counts.values())
+    mean = sum(width * count for width, count in counts.items()) / max(total, 1)
+    return str(next(iter(counts))) if len(counts) == 1 else f"{mean:.1f}"
 
 
 def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[LayerRow]:
@@ -88,7 +112,7 @@ def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[LayerRow]:
     total = sum(float(layer.get("bops") or 0) for layer in layers)
     return [
         LayerRow(
-            str(layer["name"]), int(layer["weight_bits"]), int(layer["act_bits"]), int(layer["out"]),
+            str(layer["name"]), counted(layer["weight_bits"]), counted(layer["act_bits"]), int(layer["out"]),
             int(layer["out_full"]), float(layer["bops"]) / total if total and layer.get("bops") is not None else None,
         )
         for layer in layers
@@ -98,14 +122,19 @@ def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[LayerRow]:
 def architecture_picture(architecture: Architecture) -> Picture:
     """Every layer in execution order: bits of weights and input activations, filters kept, share of the BOPs."""
     space, positions = architecture.space, architecture.positions()
+    kept = {
+        index: set(architecture.kept[group.choice])
+        for index, group in enumerate(space.groups)
+        if architecture.kept and group.choice in architecture.kept
+    }
     layers = []
     for layer in space.layers:
-        weight, act = architecture[layer.weight_choice], architecture[layer.act_choice]
-        c_in = kept_channels(space, layer.inputs, positions)
-        c_out = kept_channels(space, layer.outputs, positions)
+        weights, acts = architecture.weight_bits(layer), architecture.act_bits(layer)
         layers.append({
-            "name": layer.name, "weight_bits": weight, "act_bits": act, "out": c_out, "out_full": len(layer.outputs),
-            "bops": bops(layer, c_in, c_out, weight, act),
+            "name": layer.name, "weight_bits": [weights[i] for i in kept_indices(layer.outputs, kept)],
+            "act_bits": [acts[i] for i in kept_indices(layer.inputs, kept)],
+            "out": kept_channels(space, layer.outputs, positions), "out_full": len(layer.outputs),
+            "bops": layer_cost(space, layer, "bops", positions),
         })  # fmt: skip
     return layers_picture(layer_rows(layers))
 
@@ -127,12 +156,16 @@ def layers_picture(rows: Sequence[LayerRow]) -> Picture:
         if index % 2:
             axes.axhspan(index, index + 1, facecolor=GRID, alpha=0.35, linewidth=0)
         _text(axes, names, middle, literal(shorten(row.name, limit)), "right")
-        for x, bits in ((weights, row.weight_bits), (acts, row.act_bits)):
-            axes.add_patch(_box(x, index + 0.08, 0.42, 0.84, bit_colour(bits)))
-            _text(axes, x + 0.21, middle, str(bits), "center", contrast(bit_colour(bits)), 9, "bold")
+        for x, counts in ((weights, row.weight_bits), (acts, row.act_bits)):
+            colour, text = bit_colour(_nearest(counts)), mean_width(counts)
+            axes.add_patch(_box(x, index + 0.08, 0.42, 0.84, colour))
+            _text(axes, x + 0.21, middle, text, "center", contrast(colour), 9, "bold")
         axes.add_patch(_box(bar, index + 0.16, bar_width, 0.68, GRID))
-        kept = bar_width * row.kept / max(row.full, 1)
-        axes.add_patch(_box(bar, index + 0.16, kept, 0.68, bit_colour(row.weight_bits)))
+        start, kept = bar, bar_width * row.kept / max(row.full, 1)
+        for bits, count in row.weight_bits.items():
+            length = kept * count / sum(row.weight_bits.values())
+            axes.add_patch(_box(start, index + 0.16, length, 0.68, bit_colour(bits)))
+            start += length
         _text(axes, bar + bar_width + 0.08, middle, f"{row.kept} / {row.full}", "left")
         if row.cost is not None:
             length = share_width * row.cost / largest if largest else 0.0
@@ -147,7 +180,7 @@ def layers_picture(rows: Sequence[LayerRow]) -> Picture:
     ):  # fmt: skip
         figure.text(x, head, label, transform=transform, ha=align, va="bottom", size=9, color=MUTED)
     figure.text(0.1, height - 0.16, "Bits", transform=transform, ha="left", va="center", size=9, color=MUTED)
-    used = sorted({bits for row in rows for bits in (row.weight_bits, row.act_bits)})
+    used = sorted({bits for row in rows for counts in (row.weight_bits, row.act_bits) for bits in counts})
     for index, bits in enumerate(used):
         x, colour = 0.5 + index * 0.46, bit_colour(bits)
         figure.add_artist(_box(x, height - 0.26, 0.4, 0.2, colour, transform=transform))
@@ -212,6 +245,11 @@ def heat_map_picture(
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     return Picture(figure, f"{title}; {len(names)} choices, epochs {steps[0]} to {steps[-1]}")
+
+
+def _nearest(counts: Mapping[int, int]) -> int:
+    """The whole width nearest to the mean."""
+    return round(sum(width * count for width, count in counts.items()) / max(sum(counts.values()), 1))
 
 
 def bit_colour(bits: int) -> str:

@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from dnas.models.checkpoint import load_checkpoint
+from dnas.models.checkpoint import load_weights
 from dnas.models.errors import ModelError
 from dnas.models.imports import make_working_directory_importable
 
@@ -31,13 +31,16 @@ class ModelConfig:
             "package.module.Name"; modules in the working directory are found.
         arguments: passed by name. `in_channels`, `classes` and `image_shape` are added if the target has parameters of
             these names and the arguments do not give them.
-        checkpoint: a state dict in a `.safetensors`, `.pt` or `.pth` file, or null for fresh weights.
+        checkpoint: a state dict in a `.safetensors`, `.pt` or `.pth` file, or null for fresh weights; or a
+            Hugging Face folder.
+        checkpoint_skip: globs of keys of the checkpoint or the model which keep their initial values.
     """
 
     name: str = "model"
     target: str = MISSING
     arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
+    checkpoint_skip: list[str] = field(default_factory=list)
 
 
 def build_model(
@@ -69,7 +72,8 @@ def build_model(
         )
     _check_output(model, config, classes, image_shape)
     if config.checkpoint is not None:
-        load_checkpoint(model, Path(to_absolute_path(os.path.expanduser(config.checkpoint))))
+        path = Path(to_absolute_path(os.path.expanduser(config.checkpoint)))
+        load_weights(model, path, config.checkpoint_skip)
     return model
 
 

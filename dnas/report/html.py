@@ -203,7 +203,7 @@ def _layers(report: Mapping[str, Any]) -> Markup | None:
     lines = [
         [
             layer.get("name"), layer.get("kind"),
-            *[bits_cell(int(layer[key])) for key in ("weight_bits", "act_bits")],
+            *[bits_cell(layer[key]) for key in ("weight_bits", "act_bits")],
             *[f"{layer[side]} / {layer[f'{side}_full']}" if f"{side}_full" in layer else layer.get(side)
               for side in ("in", "out")],
             *[None if layer.get(cost) is None else short(float(layer[cost])) for cost in ("macs", "bops")],

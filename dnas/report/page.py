@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dnas.pictures import Picture, bit_colour, contrast
+from dnas.pictures import Picture, bit_colour, contrast, counted
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fefefe; --ink: #1b1d21; --muted: #636a75; --grid: #d6dae0; --band: #f4f5f7;
@@ -134,10 +134,14 @@ def facts(values: Mapping[str, Any]) -> Markup:
     return join(own, *nested)
 
 
-def bits_cell(bits: int) -> Markup:
-    """A number of bits on its colour."""
-    colour = bit_colour(bits)
-    return Markup(f'<span style="background:{colour};color:{contrast(colour)}">{escape(bits)}</span>')
+def bits_cell(bits: int | Sequence[int]) -> Markup:
+    """A number of bits on its colour; where channels differ, how many of them have each."""
+    counts, parts = counted(bits), []
+    for width, count in counts.items():
+        colour = bit_colour(width)
+        number = f"{count} x " if len(counts) > 1 else ""
+        parts.append(f'{number}<span style="background:{colour};color:{contrast(colour)}">{escape(width)}</span>')
+    return Markup(" ".join(parts))
 
 
 def figure(picture: Picture, salt: str, caption: str = "") -> Markup:

@@ -162,10 +162,14 @@ def _seeds(points: Sequence[Point]) -> str:
 def scores_picture(scores: Scores, space: Space, architecture: Architecture) -> Picture:
     """What every option of every searched choice loses against the best one; the chosen ones are framed."""
     choices = {
-        choice.name: {"kind": choice.kind, "options": choice.options, "chosen": architecture[choice.name]}
+        choice.name: {
+            "kind": choice.kind,
+            "options": choice.labels,
+            "chosen": None if choice.by_filter else architecture[choice.name],
+        }
         for choice in space.choices
     }
-    return draw_scores(scores.values, choices)
+    return draw_scores({choice.name: scores.total(choice) for choice in space.choices}, choices)
 
 
 def draw_scores(values: Mapping[str, Sequence[float]], choices: Mapping[str, Mapping[str, Any]]) -> Picture:

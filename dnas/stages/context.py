@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from hydra.utils import get_object
 from rich.console import Console
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from dnas.board import Board
@@ -99,8 +99,8 @@ class Run:
         path = self.folder.file("float.safetensors")
         if not path.exists():
             raise RunError(f"{path} is missing; run stage=search in this folder first")
-        model = self.model(replace(self.config.model, checkpoint=None))
-        model.load_state_dict(load_file(path, device=str(self.engine.device)))
+        model = self.model(replace(self.config.model, checkpoint=None, checkpoint_skip=[]))
+        load_model(model, path, device=str(self.engine.device))
         return model.eval()
 
     def supernet(self, trained: bool = True) -> Supernet:

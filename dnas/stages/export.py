@@ -1,12 +1,14 @@
 """ONNX files and the proof that they compute what the network computes: verify.json."""
 
+from collections import Counter
+from itertools import product
 from typing import Any
 
 import torch
 
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Layer
-from dnas.space.cost import LAYER_COSTS, build_cost
+from dnas.space.cost import LAYER_COSTS, LayerCost, adds_up, build_cost
 from dnas.stages.context import Run
 from quant.export import export as write_onnx
 from quant.graph import ExportedLayer, read_layers
@@ -27,7 +29,7 @@ def export(run: Run) -> None:
             images = torch.cat([images, run.images(name, config.images - len(images))])
     files = {format: run.folder.file(f"model.{format}.onnx") for format in config.formats}
     for format, path in files.items():
-        write_onnx(model, images[:2], path, format)  # type: ignore[arg-type]
+        write_onnx(model, images[:2], path, format, fold_batch_norm=config.fold_batch_norm)  # type: ignore[arg-type]
     found = verify(model, images[:2], images, files, qonnx_images=config.qonnx_images)
     found["costs"] = {format: check_costs(architecture, read_layers(path)) for format, path in files.items()}
     run.folder.write_json("verify.json", found)
@@ -48,17 +50,36 @@ def check_costs(architecture: Architecture, exported: list[ExportedLayer]) -> di
     space = architecture.space
     found: dict[str, float] = {}
     for name, function in LAYER_COSTS.items():
+        if not adds_up(space, name):  # not defined where filters differ
+            continue
         constant = build_cost(space, name).constants[0]
         per_layer: dict[str, float] = {}
         for use in exported:
             layer = _geometry(space.layer(use.layer), use)
-            value = function(layer, use.in_channels, use.out_channels, use.weight_bits, use.act_bits)
+            value = _mean_over_widths(function, layer, use)
             per_layer[use.layer] = value + (0.0 if name == "weight_bits" else per_layer.get(use.layer, 0.0))
         found[name] = sum(per_layer.values()) + constant
         wanted = architecture.cost(name)
         if abs(found[name] - wanted) > 1e-9 * max(wanted, 1):
             raise VerificationError(f"{name} of the exported file is {found[name]}, the architecture's is {wanted}")
     return found
+
+
+def _mean_over_widths(function: LayerCost, layer: Layer, use: ExportedLayer) -> float:
+    """The cost of a layer, averaged over the pairs of a filter's width and that of an input channel which it reads."""
+    weights, acts = [s.bits for s in use.weights], [s.bits for s in use.activations]
+    if len(set(weights)) == len(set(acts)) == 1:
+        return function(layer, use.in_channels, use.out_channels, weights[0], acts[0])
+    filters = weights * (use.out_channels // len(weights))  # a transposed layer with groups lists those of one group
+    channels = acts * (use.in_channels // len(acts))
+    apart, per_group = use.out_channels // use.groups, use.in_channels // use.groups
+    pairs = Counter(
+        pair
+        for group in range(use.groups)
+        for pair in product(filters[group * apart :][:apart], channels[group * per_group :][:per_group])
+    )
+    total = sum(function(layer, use.in_channels, use.out_channels, w, a) * n for (w, a), n in pairs.items())
+    return total / pairs.total()
 
 
 def _geometry(layer: Layer, use: ExportedLayer) -> Layer:

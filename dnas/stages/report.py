@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,9 @@ from dnas.recipe import evaluate
 from dnas.report.html import write_html
 from dnas.report.pareto import collect, pareto_table
 from dnas.search.scores import Scores
-from dnas.space.architecture import Architecture
-from dnas.space.cost import build_cost, kept_channels, reference_cost
+from dnas.space.architecture import Architecture, read_options
+from dnas.space.cost import kept_channels, layer_cost, reference_cost
+from dnas.space.slicing import kept_channels as kept_indices
 from dnas.stages.context import Run
 from quant.pack import packed_bytes
 
@@ -88,7 +90,7 @@ def _float_row(run: Run) -> dict[str, Any]:
 def _row(run: Run, record: dict[str, Any], names: list[str]) -> dict[str, Any]:
     stored = record["architecture"]
     kept = {name: tuple(indices) for name, indices in stored["kept"].items()}
-    architecture = Architecture(run.space, stored["options"], kept, None, run.functions)
+    architecture = Architecture(run.space, read_options(stored["options"]), kept, None, run.functions)
     model = run.realised(architecture, Path(record["weights"]))
     one = _record(run.folder.file("model.json"))["seconds"]
     searching = run.folder.read_json("search.json", "search")["seconds"]
@@ -124,9 +126,9 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
         "convention": CONVENTION,
         "rows": rows,
         "layers": _layers(run, architecture),
-        "scores": {"method": scores.method, "values": {name: list(values) for name, values in scores.values.items()}},
+        "scores": {"method": scores.method, "values": {c.name: scores.total(c) for c in space.choices}},
         "choices": {
-            c.name: {"kind": c.kind, "options": list(c.options), "chosen": architecture[c.name]}
+            c.name: {"kind": c.kind, "options": c.labels, "chosen": None if c.by_filter else architecture[c.name]}
             for c in space.searched()
         },
         "gap": selection["gap"],
@@ -157,18 +159,15 @@ def _histories(run: Run) -> dict[str, Any]:
 
 def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:
     space, positions, found = run.space, architecture.positions(), []
-    costs = {name: build_cost(space, name) for name in ("macs", "bops")}
+    kept = {index: set((architecture.kept or {})[group.choice]) for index, group in enumerate(space.groups)}
     for layer in space.layers:
-        own = {
-            name: sum(f.at(positions) for f in cost.rows[0] if layer.weight_choice in f.choices)
-            for name, cost in costs.items()
-        }
+        own = {name: layer_cost(space, layer, name, positions) for name in ("macs", "bops")}
         found.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
-                "weight_bits": architecture[layer.weight_choice],
-                "act_bits": architecture[layer.act_choice],
+                "weight_bits": _widths(architecture.weight_bits(layer), kept_indices(layer.outputs, kept)),
+                "act_bits": _widths(architecture.act_bits(layer), kept_indices(layer.inputs, kept)),
                 "in": kept_channels(space, layer.inputs, positions),
                 "in_full": len(layer.inputs),
                 "out": kept_channels(space, layer.outputs, positions),
@@ -177,6 +176,12 @@ def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _widths(bits: Sequence[int], kept: Sequence[int]) -> int | list[int]:
+    """One width, or where they differ that of every channel that stays."""
+    found = [bits[i] for i in kept]
+    return found[0] if len(set(found)) == 1 else found
 
 
 def _hparams(run: Run) -> dict[str, Any]:

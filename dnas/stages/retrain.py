@@ -9,7 +9,7 @@ from dnas.retrain import retrain as train_realised
 from dnas.search.budget import BudgetError
 from dnas.select.reference import random_architecture, uniform_candidates
 from dnas.space.architecture import Architecture
-from dnas.space.choice import Space
+from dnas.space.slicing import kept_channels
 from dnas.stages.context import Run, save_weights
 from quant.files import write_atomically
 
@@ -83,10 +83,23 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
 
 def summary(architecture: Architecture) -> str:
     """A short text for tables: widths and share of filters, or their means where they differ."""
-    space: Space = architecture.space
+    space = architecture.space
+
+    kept = {i: set((architecture.kept or {}).get(g.choice, range(g.size))) for i, g in enumerate(space.groups)}
 
     def show(kind: str) -> str:
-        chosen = [architecture[c.name] for c in space.searched() if c.kind == kind]
+        """Over decisions, not over filters, unless they decide; removed ones do not count."""
+        chosen: list[int] = []
+        for layer in space.layers:
+            name, side, bits = (
+                (layer.weight_choice, layer.outputs, architecture.weight_bits(layer))
+                if kind == "weight_bits"
+                else (layer.act_choice, layer.inputs, architecture.act_bits(layer))
+            )
+            choice = space.choice(name)
+            if choice.searched:
+                found = [bits[i] for i in kept_channels(side, kept)]
+                chosen += found if choice.by_filter else found[:1]
         if not chosen:
             return "8"
         return str(chosen[0]) if len(set(chosen)) == 1 else f"~{sum(chosen) / len(chosen):.1f}"

@@ -18,7 +18,7 @@ def search(run: Run) -> None:
     if not run.folder.file("float.safetensors").exists():
         model = run.model()
         history = []
-        if config.model.checkpoint is None:
+        if config.model.checkpoint is None or config.model.checkpoint_skip:  # a new head has to be trained
             train = run.batches(data.training(), config.pretrain.batch_size, True, "float")
             training = float_training(model, train, validation, config.pretrain, run.engine)
             board = run.board("float")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -16,6 +17,7 @@ import dnas as library
 from dnas.cli import configuration_folder, is_message
 from dnas.engine import Engine, EngineConfig
 from dnas.stages.context import open_folder
+from dnas.stages.export import export
 from tests.small import SMALL, dnas
 
 STAGES = ("preflight", "search", "select", "retrain", "export", "report")
@@ -75,6 +77,18 @@ def test_exported_files_are_readable_by_others(run: Path) -> None:
     os.umask(mask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in run.glob("model.*")}
     assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
+def test_batch_normalisation_is_folded_on_request(run: Path, empty: Path) -> None:
+    shutil.copytree(run, "copy")
+    copied = open_folder(empty / "copy")
+    copied.config = replace(copied.config, export=replace(copied.config.export, fold_batch_norm=True))
+    export(copied)
+    before, after = (json.loads((folder / "verify.json").read_text()) for folder in (run, empty / "copy"))
+    assert not [layer for layer in before["layers"]["qcdq"] if "batch_norm" in layer]
+    assert [layer for layer in after["layers"]["qcdq"] if "batch_norm" in layer]
+    assert after["costs"] == before["costs"]
+    assert after["packed"] == before["packed"]
 
 
 def test_a_finished_run_is_left_alone(

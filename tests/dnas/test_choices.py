@@ -69,6 +69,6 @@ def test_benefits_are_centred_on_the_options_that_exist() -> None:
     found = choices("softmax")
     (found.sample() * torch.arange(5.0)).sum().backward()  # the gradient of option k is k, whatever its choice
     for name, value in found.benefits().items():
-        size = found.sizes[found.index[name]]
+        size = found.sizes[found.index[name].start]
         wanted = [(size - 1) / 2 - k for k in range(size)]
         assert value.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-6)

@@ -40,10 +40,10 @@ def fresh_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def supernet(mode: str = "gumbel_hard") -> Supernet:
+def supernet(mode: str = "gumbel_hard", **options: Any) -> Supernet:
     torch.manual_seed(0)
     model = Residual()
-    space = dnas.build_space(model, example(model), (2, 4, 8), (2, 4, 8), (0.5, 1.0))
+    space = dnas.build_space(model, example(model), (2, 4, 8), (2, 4, 8), (0.5, 1.0), **options)
     return Supernet(model, space, Relaxation(mode=mode), seed=3).train()
 
 
@@ -60,9 +60,12 @@ def losses(net: Supernet, steps: int, x: Tensor) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["gumbel_hard", "softmax"])
-def test_a_compiled_search_is_the_eager_one_and_never_recompiles(mode: str) -> None:
-    eager, x = supernet(mode), example(Residual())[0]
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("gumbel_hard", {}), ("softmax", {}), ("gumbel_hard", {"granularity": "filter", "act_granularity": "filter"})],
+)
+def test_a_compiled_search_is_the_eager_one_and_never_recompiles(mode: str, options: dict[str, Any]) -> None:
+    eager, x = supernet(mode, **options), example(Residual())[0]
     compiled = copy.deepcopy(eager)
     compiled.compile(dynamic=False)
     wanted = losses(eager, 6, x)

@@ -1,5 +1,6 @@
 """Models: their sizes against closed forms, and loading by import path and checkpoint."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
+import dnas
 from dnas.models import (
     ModelConfig,
     ModelError,
@@ -231,6 +233,142 @@ def test_errors_of_checkpoints(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelError, match=text):
             build(here("Tiny"), tmp_path / name, num_classes=10)
+
+
+def equal(model: nn.Module, state: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "_orig_mod.module.", "model.", "net.backbone."])
+def test_prefixes_of_all_keys_are_dropped(tmp_path: Path, prefix: str) -> None:
+    state = Tiny(10).state_dict()
+    save_file({prefix + key: value for key, value in state.items()}, tmp_path / "w.safetensors")
+    model = Tiny(10)
+    dnas.load_weights(model, str(tmp_path / "w.safetensors"))
+    assert equal(model, state)
+    one = {"model.layers.1.weight": state["layers.1.weight"], "loss.weight": torch.zeros(2)}
+    torch.save(one, tmp_path / "two.pt")  # not the prefix of all: nothing is dropped, and the file's own keys are named
+    with pytest.raises(ModelError, match=r"2 unknown to the model: model\.layers\.1\.weight, loss\.weight"):
+        dnas.load_weights(model, tmp_path / "two.pt")
+    save_file({"net.a.x": torch.zeros(2), "net.a.y": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"2 unknown to the model: net\.a\.x, net\.a\.y"):
+        dnas.load_weights(model, tmp_path / "other.safetensors")
+
+
+def test_half_precision_goes_into_float32(tmp_path: Path) -> None:
+    state = Tiny(10).state_dict()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        stored = {key: value.to(dtype) for key, value in state.items()}
+        save_file(stored, tmp_path / "w.safetensors")
+        model = Tiny(10)
+        dnas.load_weights(model, tmp_path / "w.safetensors")
+        assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+        assert equal(model, {key: value.float() for key, value in stored.items()})
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the last layer's, too."""
+
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.embed, self.last = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        if tied:
+            self.last.weight = self.embed.weight
+
+
+def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
+    source, path = Tied(), tmp_path / "w.safetensors"
+    save_model(source, str(path))
+    model = Tied()
+    dnas.load_weights(model, path)
+    assert equal(model, source.state_dict())
+    assert model.last.weight is model.embed.weight
+    with pytest.raises(ModelError, match=r"1 missing in the file: (embed|last)\.weight"):
+        dnas.load_weights(Tied(tied=False), path)
+    torch.save(Tied(tied=False).state_dict(), tmp_path / "two.pt")
+    with pytest.raises(
+        ModelError, match=r"shared in the model, but unlike in the file: embed\.weight and last\.weight"
+    ):
+        dnas.load_weights(model, tmp_path / "two.pt")
+    torch.save(source.state_dict(), tmp_path / "both.pt")
+    with pytest.raises(ModelError, match=r"embed\.weight \(one weight with last\.weight, which is skipped\)"):
+        dnas.load_weights(model, tmp_path / "both.pt", ["last.*"])
+    assert equal(model, source.state_dict())  # a file that does not fit changes nothing
+
+
+def test_a_new_head_keeps_its_values(tmp_path: Path) -> None:
+    source, path = resnet8(3, 100), tmp_path / "w.safetensors"
+    save_file(source.state_dict(), path)
+    target = resnet8(3, 10)
+    head = {key: value.clone() for key, value in target.fc.state_dict().items()}
+    with pytest.raises(ModelError, match=r"2 of another shape: fc\.weight .*checkpoint_skip"):
+        dnas.load_weights(target, path)
+    dnas.load_weights(target, path, ["fc.*"])
+    assert all(torch.equal(value, head[key]) for key, value in target.fc.state_dict().items())
+    trunk = {key: value for key, value in source.state_dict().items() if not key.startswith("fc.")}
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in trunk.items())
+
+    renamed = {key.replace("fc.", "head."): value for key, value in source.state_dict().items()}
+    torch.save(renamed, tmp_path / "renamed.pt")  # what only the file has can be left there
+    dnas.load_weights(target, tmp_path / "renamed.pt", ["fc.*", "head.*"])
+    with pytest.raises(ModelError, match=r"2 unknown to the model: head\.weight, head\.bias"):
+        dnas.load_weights(target, tmp_path / "renamed.pt", ["fc.*"])
+    with pytest.raises(ModelError, match=r"checkpoint_skip: 'classifier\.\*' matches no key"):
+        dnas.load_weights(target, path, ["fc.*", "classifier.*"])
+    config = ModelConfig(target="dnas.models:resnet8", checkpoint=str(path), checkpoint_skip=["fc.*"])
+    assert torch.equal(build_model(config, 3, 10, SHAPE).get_parameter("conv1.weight"), source.conv1.weight)
+
+
+def test_numbers_that_are_no_weights(tmp_path: Path) -> None:
+    state = Tiny(10).state_dict()
+    key = "layers.1.weight"
+    for name, value, text in (
+        (
+            "whole",
+            state[key].to(torch.int8),
+            rf"of another kind of number: {key} \(file torch.int8, model torch.float32\)",
+        ),
+        ("nan", torch.full_like(state[key], torch.nan), f"1 not finite: {key}"),
+        ("large", torch.full_like(state[key], 1e300, dtype=torch.float64), f"1 not finite: {key}"),
+    ):
+        torch.save({**state, key: value}, tmp_path / f"{name}.pt")
+        with pytest.raises(ModelError, match=text):
+            dnas.load_weights(Tiny(10), tmp_path / f"{name}.pt")
+
+
+def test_folders_of_safetensors(tmp_path: Path) -> None:
+    source, whole, sharded = resnet8(3, 10), tmp_path / "whole", tmp_path / "sharded"
+    state = source.state_dict()
+    for folder in (whole, sharded):
+        folder.mkdir()
+    save_file(state, whole / "model.safetensors")
+    files = {key: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(state)}
+    for file in set(files.values()):
+        save_file({key: value for key, value in state.items() if files[key] == file}, sharded / file)
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for path in (whole, sharded, index):
+        model = resnet8(3, 10)
+        dnas.load_weights(model, path)
+        assert equal(model, state)
+
+    first = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps({"weight_map": {**files, "more.weight": first}}))
+    with pytest.raises(ModelError, match=r"its shards lack more\.weight"):
+        dnas.load_weights(model, sharded)
+    index.write_text(json.dumps({"weight_map": {**files, "conv1.weight": "../whole/model.safetensors"}}))
+    with pytest.raises(ModelError, match=r"names the shard \.\./whole/model\.safetensors"):
+        dnas.load_weights(model, sharded)
+    index.write_text(json.dumps({"weight_map": files}))
+    (sharded / first).unlink()
+    with pytest.raises(ModelError, match=r"names the shard model-00001-of-00002\.safetensors, which is not"):
+        dnas.load_weights(model, sharded)
+    index.write_text("[1]")
+    with pytest.raises(ModelError, match=r"is no index of shards"):
+        dnas.load_weights(model, sharded)
+    (whole / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"is the folder .*it needs model\.safetensors"):
+        dnas.load_weights(model, whole)
 
 
 def test_configuration_files() -> None:

@@ -48,9 +48,9 @@ def test_architecture_picture_shows_every_layer(count: int) -> None:
 
 
 def test_layers_picture_of_long_names_and_of_no_layer() -> None:
-    assert "a$b_1$.c" in texts_of(layers_picture([LayerRow("a$b_1$.c", 3, 4, 5, 16)]).svg())
+    assert "a$b_1$.c" in texts_of(layers_picture([LayerRow("a$b_1$.c", {3: 1}, {4: 1}, 5, 16)]).svg())
     name = "backbone." * 12 + "conv1"
-    texts = texts_of(layers_picture([LayerRow(name, 3, 4, 5, 16)]).svg())
+    texts = texts_of(layers_picture([LayerRow(name, {2: 3, 4: 2}, {4: 1}, 5, 16)]).svg())
     assert any(t.startswith("…") and t.endswith("backbone.conv1") for t in texts)
     assert layers_picture([]).png()
     assert [shorten(n, 8) for n in ("short", "a.long.name", "abcdefghijkl")] == ["short", "…name", "…fghijkl"]

@@ -11,6 +11,7 @@ from networks import NETWORKS, Attention, Chain, Functional, Head, Residual, Sha
 from torch import Tensor, nn
 
 from dnas.space.architecture import Architecture
+from dnas.space.attention import separate_attention
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.target import Target, TargetError
@@ -27,7 +28,7 @@ COUPLINGS: dict[str, dict[tuple[str, ...], int]] = {
     "shared": {("stem", "twice", "one"): 8},
     "two_inputs": {("a", "b"): 8, ("c",): 8},
     "functional": {("b",): 8},
-    "attention": {("up",): 16},
+    "attention": {("embed", "attention.out_proj", "down"): 8, ("up",): 16},
     "narrow": {("b",): 8},
 }
 """For every network the members and sizes of the groups that are searched."""
@@ -56,7 +57,7 @@ def test_every_channel_has_one_place(name: str) -> None:
     model = NETWORKS[name]()
     space = space_of(model)
     for layer in space.layers:
-        weight = model.get_submodule(layer.name).weight
+        weight = separate_attention(model).get_submodule(layer.name).weight
         transposed = "Transpose" in layer.kind
         assert len(layer.outputs) == weight.shape[1 if transposed else 0] * (layer.groups if transposed else 1)
         assert len(layer.inputs) == weight.shape[0 if transposed else 1] * (1 if transposed else layer.groups)
@@ -78,7 +79,7 @@ def test_json_round_trip(name: str) -> None:
     assert again.digest == space.digest
     assert again.to_json() == space.to_json()
     with pytest.raises(ValueError, match=r"dnas\.Space"):
-        Space.from_json(space.to_json().replace('"version": 1', '"version": 2'))
+        Space.from_json(space.to_json().replace('"version": 2', '"version": 1'))
     with pytest.raises(ValueError, match="not JSON"):
         Space.from_json("{")
 
@@ -147,9 +148,10 @@ def test_what_is_not_searched_is_listed_and_counted() -> None:
     assert "Parameter" in reasons(functional)["a.filters"]
     attention = space_of(Attention())
     counted = sum(fixed.macs for fixed in attention.fixed)
-    assert counted == 7 * 8 * 24 + 2 * (7 * 7 * 8) + 7 * 8 * 8  # projections, two products of heads, projection
-    assert "attention.out_proj" in reasons(attention)
-    assert "LayerNorm" in reasons(attention)["embed.filters"]
+    assert counted == 2 * (7 * 7 * 8)  # two products of heads; the projections are layers
+    assert {layer.name for layer in attention.layers} >= {f"attention.{name}" for name in ("q", "k", "v", "out_proj")}
+    for name in ("q", "k", "v"):
+        assert "splits channels over several dimensions" in reasons(attention)[f"attention.{name}.filters"]
     unused = Chain()
     unused.spare = nn.Conv2d(3, 3, 1)
     assert "did not run" in reasons(space_of(unused))["spare"]
@@ -286,8 +288,14 @@ def test_a_normalisation_over_input_and_features() -> None:
     assert len(through.channels) == 11
 
 
-def test_layers_whose_weight_is_computed_are_not_searched() -> None:
+def test_layers_whose_weight_is_computed_are_searched_as_plain_ones() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 8)), nn.ReLU(), conv(8, 8), Head(8))
     space = space_of_images(model)
-    assert [layer.name for layer in space.layers] == ["2", "3.fc"]
-    assert sum(fixed.macs for fixed in space.fixed) == 27 * 8 * 64
+    assert [layer.name for layer in space.layers] == ["0.layer", "2", "3.fc"]
+    assert not sum(fixed.macs for fixed in space.fixed)
+
+
+def test_the_same_space_in_every_process() -> None:
+    names = [item.name for item in space_of(Residual()).through]  # not in the order of a set of strings
+    assert names == sorted(names)
+    assert len(names) == 6
