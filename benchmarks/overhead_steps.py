@@ -17,7 +17,8 @@ import dnas
 from dnas.models.resnet import resnet8, resnet20, resnet56, resnet110
 from dnas.recipe import Optimiser, OptimiserConfig
 from dnas.search.relax import Relaxation
-from dnas.search.supernet import Supernet, replace_module
+from dnas.search.supernet import Supernet
+from dnas.space.plain import replace_module
 from quant.brevitas import LearnedStepQuant
 from quant.kernel import kernel_available
 from quant.layers import apply_layer, training_twin
@@ -184,9 +185,10 @@ def search_step(
     mode: str = "gumbel_hard",
     compiled: bool = False,
     choices: bool = True,
+    net: Supernet | None = None,
 ) -> Step:
     """One batch trains weights, step sizes and, with `choices`, the choices under a budget, all together."""
-    net, budget = supernet(batch, widths, shares, mode), dnas.Budget(bops=0.1)
+    net, budget = net or supernet(batch, widths, shares, mode), dnas.Budget(bops=0.1)
     trained = {id(p) for p in net.weight_parameters()}
     named = [(name, p) for name, p in net.named_parameters() if id(p) in trained]
     optimiser = Optimiser(named, net.step_parameters(), OptimiserConfig(lr=RATE))

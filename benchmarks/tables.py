@@ -86,8 +86,88 @@ def _gradient(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _coverage(content: dict[str, Any]) -> str:
+    """What of every model is searched, and whether its files run and verify."""
+    heads = (
+        "model of transformers", "bits, % of BOPs", "filters, % of BOPs", "float products, %", "pruned - masked",
+        "QCDQ", "QONNX", "seconds",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, found in content["models"].items():
+        share, checked = found.get("shares"), found.get("verified", {})
+        if share is None:
+            lines.append(f"| {name} ({found['variant']}) | fails: {min(found['failed'].values())} |" + " |" * 6)
+            continue
+        formats = [
+            ("verified" if checked[format].get("run", True) else "integers") if format in checked else "fails"
+            for format in ("qcdq", "qonnx")
+        ]
+        pruned = found.get("pruned_equals_masked")
+        lines.append(
+            f"| {name} ({found['variant']}) | {share['bits']:.1%} | {share['filters']:.1%} | {share['float']:.1%} | "
+            f"{'fails' if pruned is None else f'{pruned:.0e}'} | {' | '.join(formats)} | "
+            f"{sum(found['seconds'].values()):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _conversion(content: dict[str, Any]) -> str:
+    """Seconds and memory of a conversion beside a training step."""
+    steps = content["steps"]
+    lines = ["| ResNet-50, 224 x 224, batch 2 | seconds of the processor | peak MB |", "| --- | --- | --- |"]
+    for name, label in (("convert", "space, supernet and all cost tables"), ("train", "one float training step")):
+        lines.append(f"| {label} | {steps[name]['processor_seconds']:.1f} | {steps[name]['peak_mb']:.0f} |")
+    return "\n".join(lines)
+
+
+def _by_filter(content: dict[str, Any]) -> str:
+    """Steps and selections where every filter decides."""
+    steps, names = content["steps"], list(content["steps"])
+    shown = [name.replace("resnet", "ResNet-") for name in names]
+    lines = ["| search step | " + " | ".join(f"{name}, time" for name in shown) + " |"]
+    lines.append("| --- " * (len(names) + 1) + "|")
+    for variant in steps[names[0]]:
+        lines.append(f"| {variant} | " + " | ".join(f"{steps[name][variant]['ratio']:.2f}" for name in names) + " |")
+    lines += [
+        "",
+        "| selection | filters | seconds | bound above the result, % of the scores' range |",
+        "| --- " * 4 + "|",
+    ]
+    for name, label in zip(names, shown, strict=True):
+        for variant, found in content["selections"][name].items():
+            seconds = [run["seconds"] for run in found["runs"]]
+            gaps = [run["gap_share"] for run in found["runs"]]
+            lines.append(
+                f"| {label}, {variant} | {found['filters']} | {min(seconds):.1f} to {max(seconds):.1f} | "
+                f"{min(gaps):.2%} to {max(gaps):.2%} |"
+            )
+    return "\n".join(lines)
+
+
+def _random_networks(content: dict[str, Any]) -> str:
+    """How many networks grown at random were converted, pruned, priced and exported, and what failed."""
+    exports = content["exports"]
+    verified = sum(count for kind, count in exports.items() if kind == "verified")
+    rows = {
+        "networks converted, pruned and priced": content["networks"],
+        "of these exported to QCDQ and verified in onnxruntime": verified,
+        "failures": sum(content["failures"].values()),
+        "coupled groups of filters": content["groups"],
+        "of these that can be pruned": content["groups_that_can_be_pruned"],
+    }
+    return "\n".join(["| random networks | |", "| --- | --- |", *(f"| {what} | {n:,} |" for what, n in rows.items())])
+
+
 def table(content: dict[str, Any]) -> str:
     """A result file as Markdown."""
+    if content["type"] == "dnas.ByFilter":
+        return _by_filter(content)
+    if content["type"] == "dnas.RandomNetworks":
+        return _random_networks(content)
+    if content["type"] == "dnas.Coverage":
+        return _coverage(content)
+    if content["type"] == "dnas.Conversion":
+        return _conversion(content)
     if content["type"] == "dnas.Overhead":
         return _overhead(content)
     if content["type"] == "dnas.Gradient":
