@@ -6,6 +6,7 @@ No such group reaches the search: what masking promises is computed once per opt
 
 import copy
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from dnas.space.trace import tensors_of
 
 EXAMPLES = 2
 """Examples of the batch that are compared."""
+MIXED = 4
+"""Comparisons in which every group loses a share of its own."""
 TOLERANCE = 1e-4
 """Largest difference that counts as rounding, relative to the tensor's largest magnitude."""
 
@@ -114,13 +117,13 @@ class _Check:
 
     def difference(self, candidates: Sequence[int]) -> str:
         """What differs when these groups lose filters; empty if nothing does."""
-        rounds = max(sum(count < self.groups[i].size for count in self.options[i]) for i in candidates)
-        for turn in range(rounds):
-            kept = {}
-            for i in candidates:
-                fewer = [count for count in self.options[i] if count < self.groups[i].size]
-                kept[i] = set(self.orders[i][: fewer[min(turn, len(fewer) - 1)]])
-            found = self._compare(kept)
+        fewer = {i: [count for count in self.options[i] if count < self.groups[i].size] for i in candidates}
+        rounds = max(len(counts) for counts in fewer.values())
+        turns = [{i: min(turn, len(fewer[i]) - 1) for i in candidates} for turn in range(rounds)]
+        # groups that are tied without being coupled agree as long as all lose alike: each loses something else, too
+        turns += [{i: Random(f"{turn} {i}").randrange(len(fewer[i])) for i in candidates} for turn in range(MIXED)]
+        for turn in turns:
+            found = self._compare({i: set(self.orders[i][: fewer[i][at]]) for i, at in turn.items()})
             if found:
                 return found
         return ""
