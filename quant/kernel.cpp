@@ -1,4 +1,5 @@
-// The mixture of K quantised versions of a tensor, and all of its gradients, in one sweep over memory each.
+// The mixture of K quantised versions of a tensor, and all of its gradients, in one sweep over memory each; and the search for
+// the step that fits a tensor best.
 //
 // y = sum_k weights[k] * steps[k] * clamp(round(x / steps[k]), lower[k], upper[k]). Options of weight 0 cost nothing in
 // the forward pass, and in the backward pass only the inner product <grad, Q_k(x)>, and that only where it is wanted.
@@ -219,6 +220,50 @@ std::tuple<Tensor, Tensor> mixture_backward_(Tensor& grad, const Tensor& tensor,
   return {grad_weights, grad_steps};
 }
 
+// For every row of x the number of the step, of ascending candidates, with the least squared quantisation error; of equal
+// ones the first. Tried from the last down: what a step cuts off bounds its error from below and only grows as steps
+// shrink, so once that alone exceeds the best error no smaller step can be better.
+Tensor best_steps(const Tensor& tensor, const Tensor& candidates, double low, double high) {
+  TORCH_CHECK(tensor.dim() == 2 && candidates.dim() == 2 && candidates.size(0) == tensor.size(0) &&
+                  tensor.scalar_type() == at::kFloat && candidates.scalar_type() == at::kFloat,
+              "best_steps: x ", tensor.sizes(), " and steps ", candidates.sizes(), ": needed are float32 rows");
+  const Tensor x = tensor.contiguous(), steps = candidates.contiguous();
+  const int64_t rows = x.size(0), columns = x.size(1), count = steps.size(1);
+  const float lower = static_cast<float>(low), upper = static_cast<float>(high);
+  Tensor best = at::zeros({rows}, x.options().dtype(at::kLong));
+  int64_t* found = best.data_ptr<int64_t>();
+  const float *values = x.data_ptr<float>(), *all = steps.data_ptr<float>();
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* in = values + row * columns;
+      double least = INFINITY;
+      for (int64_t k = count - 1; k >= 0; --k) {
+        const float step = all[row * count + k], from = lower * step, to = upper * step;
+        double error = 0, cut_off = 0;
+        for (int64_t start = 0; start < columns; start += BLOCK) {
+          const int64_t stop = std::min(start + BLOCK, columns);
+          float sum = 0, outside = 0;
+#pragma omp simd reduction(+ : sum, outside)
+          for (int64_t i = start; i < stop; ++i) {
+            const float v = in[i], e = code(v / step, lower, upper) * step - v;
+            const float inside = v < from ? from : (v > to ? to : v);
+            sum += e * e;
+            outside += (v - inside) * (v - inside);
+          }
+          error += sum;
+          cut_off += outside;
+        }
+        if (error <= least) {
+          least = error;
+          found[row] = k;
+        }
+        if (cut_off > least * 1.0001) break;
+      }
+    }
+  });
+  return best;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(dnas, m) {
@@ -232,10 +277,12 @@ TORCH_LIBRARY(dnas, m) {
       "mixture_backward_(Tensor(a!) grad, Tensor x, Tensor weights, Tensor steps, Tensor lower, Tensor upper, "
       "bool need_weights) -> (Tensor, Tensor)",
       tags);
+  m.def("best_steps(Tensor x, Tensor steps, float lower, float upper) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(dnas, CPU, m) {
   m.impl("mixture_forward", mixture_forward);
   m.impl("mixture_backward", mixture_backward);
   m.impl("mixture_backward_", mixture_backward_);
+  m.impl("best_steps", best_steps);
 }

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.kernel import kernel_available
 from quant.mixture import along_filters, grid_bounds, mixture
 from quant.spec import MIN_STEP, QuantSpec, one_or_each
 
-_AT_A_TIME = 131_072
-"""Elements that `fit_step` works on at a time, so that they stay in the processor's cache."""
 _CHECK_EVERY = 6
-"""Candidates after which `fit_step` asks whether a smaller step can still be better."""
+"""Candidates after which plain torch asks whether a smaller step can still be better."""
 
 
 def integers(x: Tensor, step: Tensor, spec: QuantSpec | Sequence[QuantSpec]) -> Tensor:
@@ -117,33 +116,33 @@ def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80)
         largest = flat.abs().amax(1)
         whole = largest.amax() if float(largest.amax()) > 0 else torch.ones((), device=x.device)
         largest = torch.where(largest > 0, largest, whole.expand_as(largest))
-        rows = max(_AT_A_TIME // max(flat.shape[1], 1), 1)
-        parts = zip(flat.split(rows), largest.split(rows), strict=True)
-        best = torch.cat([_best_steps(values, full, spec, candidates) for values, full in parts]).clamp_min(MIN_STEP)
+        shares = [0.025 + (1.0 - 0.025) * i / candidates for i in range(1, candidates + 1)]
+        span = float(max(spec.upper, -spec.lower))
+        steps = torch.stack([largest / span * share for share in shares], 1)
+        best = steps.gather(1, _least_error(flat, steps, spec).unsqueeze(1)).squeeze(1).clamp_min(MIN_STEP)
         return best if per_filter else best[0]
 
 
-def _best_steps(flat: Tensor, largest: Tensor, spec: QuantSpec, candidates: int) -> Tensor:
-    """The step of least squared error of every row; of equal ones the smallest.
+def _least_error(flat: Tensor, steps: Tensor, spec: QuantSpec) -> Tensor:
+    """For every row which of its ascending steps has the least squared error, of equal ones the smallest; shape (rows,).
 
-    Candidates are tried from the largest down. What a step cuts off bounds its error from below and only grows as
-    steps shrink: once that alone exceeds every row's best error, no smaller step can be better.
+    Steps are tried from the largest down. What a step cuts off bounds its error from below and only grows as steps
+    shrink: once that alone exceeds the best error, no smaller step can be better.
     """
-    span = float(max(spec.upper, -spec.lower))
-    best_error = torch.full_like(largest, float("inf"))
-    best = largest / span
+    if flat.device.type == "cpu" and kernel_available():
+        found: Tensor = torch.ops.dnas.best_steps(flat, steps, spec.lower, spec.upper)
+        return found
+    least = torch.full_like(steps[:, 0], float("inf"))
+    best = torch.zeros_like(least, dtype=torch.int64)
     work = torch.empty_like(flat)
-    for i in range(candidates, 0, -1):
-        step = largest / span * (0.025 + (1.0 - 0.025) * i / candidates)
-        column = step.unsqueeze(1)
+    for k in reversed(range(steps.shape[1])):
+        column = steps[:, k : k + 1]
         torch.div(flat, column, out=work)
         error = work.round_().clamp_(spec.lower, spec.upper).mul_(column).sub_(flat).square_().sum(1)
-        better = error <= best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, step, best)
-        if i % _CHECK_EVERY == 0:
+        better = error <= least
+        least, best = torch.where(better, error, least), torch.where(better, k, best)
+        if k % _CHECK_EVERY == 0:
             torch.clamp(flat, column * spec.lower, column * spec.upper, out=work)
-            cut_off = work.sub_(flat).square_().sum(1)
-            if bool((cut_off > best_error * 1.0001).all()):
+            if bool((work.sub_(flat).square_().sum(1) > least * 1.0001).all()):
                 break
     return best

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import quant.quantizer
+from quant.kernel import kernel_available
 from quant.quantizer import fit_step, integers, quantize
 from quant.spec import MIN_STEP, QuantSpec, one_or_each, widths
 
@@ -69,8 +71,12 @@ def test_no_gradient_where_none_is_asked_for(generator: torch.Generator) -> None
     assert torch.equal(y.grad, inside.float())
 
 
+@pytest.mark.parametrize("loaded", [True, False], ids=["kernel", "plain"])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_fit_step_is_the_best_of_its_grid(spec: QuantSpec, generator: torch.Generator) -> None:
+def test_fit_step_is_the_best_of_its_grid(
+    spec: QuantSpec, loaded: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quant.quantizer, "kernel_available", lambda: loaded and kernel_available())
     x = torch.randn(3, 200, generator=generator)
     x = x if spec.signed else x.abs()
     span = max(spec.upper, -spec.lower)
