@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from dnas.realise import realise
 from dnas.search.budget import Budget
@@ -34,8 +33,10 @@ from dnas.space.preflight import (
     layer_table,
     range_table,
 )
+from dnas.space.trace import tensors_of
 from quant.brevitas import quantised_layers
 from quant.export import FORMATS, Format, export
+from quant.runtimes import cpu_session
 
 REALISE = "realise"
 TOLERANCE = 1e-3
@@ -187,10 +188,6 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _difference(small: nn.Module, supernet: Supernet, architecture: Architecture, inputs: tuple[Any, ...]) -> str:
     """How the realised network's outputs differ from the masked supernet's; empty where they are equal up to rounding.
 
@@ -202,11 +199,11 @@ def _difference(small: nn.Module, supernet: Supernet, architecture: Architecture
     with torch.no_grad():
         try:
             with masked.evaluate_as(architecture):
-                found, wanted = _tensors(exact(*doubled)), _tensors(masked(*doubled))
+                found, wanted = tensors_of(exact(*doubled)), tensors_of(masked(*doubled))
         except Exception:
             masked = copy.deepcopy(supernet).eval()
             with masked.evaluate_as(architecture):
-                found, wanted = _tensors(copy.deepcopy(small)(*inputs)), _tensors(masked(*inputs))
+                found, wanted = tensors_of(copy.deepcopy(small)(*inputs)), tensors_of(masked(*inputs))
     if not wanted:
         return "the network returns no tensor (in tuples, lists or dicts), so that nothing can be compared"
     worst = 0.0
@@ -226,17 +223,6 @@ def _difference(small: nn.Module, supernet: Supernet, architecture: Architecture
     return ""
 
 
-@contextmanager
-def _exporter_log_off() -> Iterator[None]:
-    """Keeps torch from printing the whole graph of what it cannot export; it switches its log on by itself."""
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = lambda *_: None
-    try:
-        yield
-    finally:
-        torch._C._jit_onnx_log = log
-
-
 def _export(small: nn.Module, inputs: tuple[Any, ...], format: Format, network: str) -> Trial:
     try:
         others = sorted({type(x).__name__ for x in inputs if not isinstance(x, Tensor)})
@@ -244,15 +230,9 @@ def _export(small: nn.Module, inputs: tuple[Any, ...], format: Format, network: 
             raise ValueError(f"only tensors can be inputs of an exported network; found {', '.join(others)}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{format}.onnx"
-            with _exporter_log_off():
-                export(small, inputs, path, format)
+            export(small, inputs, path, format)
             if format == "qcdq":
-                options = onnxruntime.SessionOptions()
-                options.graph_optimization_level = (
-                    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                )  # as the file says
-                options.log_severity_level = 4  # what goes wrong is reported below
-                session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                session = cpu_session(path)
                 names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
                 given = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
                 found = session.run(None, {source.name: given[source.name] for source in session.get_inputs()})
@@ -269,14 +249,14 @@ def _other_outputs(small: nn.Module, inputs: tuple[Any, ...], found: Sequence[Te
     A value on a rounding boundary takes the other code, which may move the outputs by more than the tolerance: two
     executors may differ about as far as noise moves the outputs of one.
     """
-    wanted = [x.cpu() for x in _tensors(small(*inputs))]
+    wanted = [x.cpu() for x in tensors_of(small(*inputs))]
     if len(found) != len(wanted):
         return f"onnxruntime has {len(found)} outputs, torch {len(wanted)}"
     moves = [0.0] * len(wanted)
     with torch.random.fork_rng(devices=[]), _noise(small):
         torch.manual_seed(0)
         for _ in range(DRAWS):
-            runs = zip(_tensors(small(*inputs)), wanted, strict=True)
+            runs = zip(tensors_of(small(*inputs)), wanted, strict=True)
             moves = [max(move, _apart(got.cpu(), want)) for move, (got, want) in zip(moves, runs, strict=True)]
     for index, (got, want, move) in enumerate(zip(found, wanted, moves, strict=True)):
         if got.shape != want.shape:

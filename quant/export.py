@@ -9,7 +9,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,14 +65,22 @@ class _Handler:
 
 
 @contextmanager
-def exporter_warnings() -> Iterator[None]:
-    """Silences what torch's TorchScript exporter says about itself and about Python values in a traced model."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
-        warnings.filterwarnings("ignore", message="The feature will be removed", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=TracerWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx\.")
-        yield
+def quiet_exporter() -> Iterator[None]:
+    """Silences what torch's TorchScript exporter says about itself and about Python values in a traced model.
+
+    Of a graph that it cannot export, it prints all; there is no switch for that.
+    """
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
+            warnings.filterwarnings("ignore", message="The feature will be removed", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=TracerWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx\.")
+            yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 class _Folds(TorchDispatchMode):
@@ -126,7 +134,7 @@ def _trace(
     outputs = ["output"] if isinstance(result, Tensor) else [f"output{i}" for i in range(len(result))]
     names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
     buffer = io.BytesIO()
-    with exporter_warnings(), _folding(), redirect_stdout(io.StringIO()), torch.no_grad():
+    with quiet_exporter(), _folding(), torch.no_grad():
         torch.onnx.export(
             model,
             inputs,

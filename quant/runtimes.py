@@ -123,12 +123,22 @@ def _collect(logits: NDArray[Any], tensors: dict[str, Any], layers: list[Exporte
     return Run(logits[:count], codes, {})
 
 
-def onnxruntime_runner(path: str | Path) -> Runner:
-    """Runs a QCDQ file in onnxruntime on the CPU.
+def cpu_session(model: str | Path | bytes) -> onnxruntime.InferenceSession:
+    """A file (or its content) in onnxruntime on the CPU.
 
     Graph optimisations are off, so that every operator computes what the file says: fused 8-bit kernels may saturate
     on processors without VNNI.
     """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised
+    content = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def onnxruntime_runner(path: str | Path) -> Runner:
+    """Runs a QCDQ file in onnxruntime on the CPU, see `cpu_session`."""
     model = onnx.load(str(path))
     layers = layers_of(model)
     known = {output.name for output in model.graph.output}
@@ -138,11 +148,7 @@ def onnxruntime_runner(path: str | Path) -> Runner:
         if name not in known:
             kind = types.get(zero_points.get(name, ""), TensorProto.UINT8)
             model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model.SerializeToString())
     outputs = [output.name for output in session.get_outputs()]
     source = session.get_inputs()[0]
 

@@ -30,29 +30,28 @@ COUNTS = 5
 class FilterScores:
     """Scores of the choices by filter of one supernet, around one architecture."""
 
-    def __init__(self, supernet: Supernet, base: Architecture, loss: Callable[[Architecture], float]) -> None:
+    def __init__(
+        self, supernet: Supernet, base: Architecture, loss: Callable[[Architecture], float], x: Tensor, y: Tensor
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
             supernet: trained; left as it was.
             base: the architecture in which options are switched.
             loss: of an architecture, on images that are held back.
-        """
-        self.supernet, self.base, self.loss = supernet, supernet.with_filters(base), loss
-        self._errors: dict[str, NDArray[np.float64]] = {}
-
-    def scores(self, choice: Choice, x: Tensor, y: Tensor) -> tuple[tuple[float, ...], ...]:
-        """For every decision the score of each option, the dearest option's being 0 (of removal: that of keeping).
-
-        Args:
-            choice: by filter.
             x: images for the backward pass.
             y: their labels.
         """
+        self.supernet, self.base, self.loss = supernet, supernet.with_filters(base), loss
+        self._x, self._y = x, y
+        self._errors: dict[str, NDArray[np.float64]] = {}
+
+    def scores(self, choice: Choice) -> tuple[tuple[float, ...], ...]:
+        """For every decision of a choice by filter the score of each option, the dearest's or removal's being 0."""
         if choice.kind == "filters":
             return self._counts(choice)
         if not self._errors:
-            self._errors = self._measure_errors(x, y)
+            self._errors = self._measure_errors()
         dearest = self._at(choice, len(choice.options) - 1)
         drops = [self._at(choice, option) - dearest for option in range(len(choice.options))]
         drops = [*np.maximum.accumulate(np.maximum(drops, 0.0)[::-1])[::-1]]
@@ -94,7 +93,7 @@ class FilterScores:
             channels += length
         return tuple((0.0, benefit) for benefit in benefits.tolist())
 
-    def _measure_errors(self, x: Tensor, y: Tensor) -> dict[str, NDArray[np.float64]]:
+    def _measure_errors(self) -> dict[str, NDArray[np.float64]]:
         """For every choice of widths by filter the weighted squared error of each option; shape (decisions, K)."""
         supernet, inputs = self.supernet, dict[MixedActivation, Tensor]()
         layers = {layer.weight_choice: supernet.mixed_layer(layer.name) for layer in supernet.space.layers}
@@ -108,7 +107,7 @@ class FilterScores:
             with torch.enable_grad(), supernet.evaluate_as(self.base), batch_statistics(supernet):
                 for weight in weights.values():
                     weight.requires_grad_(True)
-                task = F.cross_entropy(supernet(x), y)
+                task = F.cross_entropy(supernet(self._x), self._y)
                 gradients = torch.autograd.grad(task, list(weights.values()), allow_unused=True)
         finally:
             for handle in handles:

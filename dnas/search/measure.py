@@ -77,12 +77,11 @@ def measure_scores(
     probes = _probes(batches, teacher)
     reference = _loss(supernet, base, probes, share)
     values: dict[str, tuple[Any, ...]] = {}
-    fine = FilterScores(supernet, base, lambda architecture: _loss(supernet, architecture, probes, share))
+    x, y = probes[0].x, probes[0].y
+    fine = FilterScores(supernet, base, lambda architecture: _loss(supernet, architecture, probes, share), x, y)
     for choice in supernet.space.choices:
         if choice.by_filter:
-            values[choice.name] = (
-                fine.scores(choice, probes[0].x, probes[0].y) if choice.searched else no_scores(choice)
-            )
+            values[choice.name] = fine.scores(choice) if choice.searched else no_scores(choice)
             continue
         found = []
         for option in choice.options:

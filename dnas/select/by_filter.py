@@ -1,5 +1,6 @@
 """Selection where single filters decide: frontiers per layer, the same program over them, then single filters again."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,8 +220,7 @@ class _Problem:
 
     def optimistic(self) -> "_Problem":
         """Every option stands for all up to the next one: it costs what the cheapest of them costs and scores the best."""
-        found = object.__new__(_Problem)
-        found.__dict__.update(self.__dict__)
+        found = copy.copy(self)
         found.values = dict(self.values)
         for name in self.grid.counts:
             best = np.maximum.accumulate(self.values[name])
@@ -266,7 +266,7 @@ def select_by_filter(
     are settled first on a coarse grid, then between its points; then every layer has its whole frontier; at last, with
     everything else settled, single filters are settled together. The bound is that of the grid whose options stand for
     all that lies between them, so the certificate's gap holds against every architecture that keeps filters in this
-    order (and is infinite for a user's own cost, which need not grow with the width).
+    order. A user's own cost need not grow with the width: the bound is then the score of all best options together.
     """
     start = time.perf_counter()
     counts = {c.name: c.options for c in space.choices if c.by_filter and c.kind == "filters"}
@@ -288,9 +288,10 @@ def select_by_filter(
         _, bound = problem.optimistic().solve(limits, time_limit / 4)
     positions = settle(space, problem.grid.positions(chosen), scores, costs, limits, budget, time_limit / 4)
     value = total_score(scores, space, positions)
+    bound += left_out(scores, space)
     if budget and any(name in budget.functions for name in limits):
-        bound = float("inf")
-    bound = max(bound + left_out(scores, space), value)
+        bound = sum(max(row) for choice in space.choices for row in scores.rows(choice))
+    bound = max(bound, value)
     found = {cost.name: cost.at(positions) for cost in costs}
     certificate = Certificate(value, bound, bound - value, "highs-frontier", time.perf_counter() - start, found, limits)
     return Architecture.at(space, positions, certificate=certificate, functions=budget.functions if budget else {})

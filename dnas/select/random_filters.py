@@ -32,9 +32,7 @@ def _draw(space: Space, tilt: float, generator: np.random.Generator) -> dict[str
     sizes = {group.choice: group.size for group in space.groups}
     found: dict[str, Position] = {}
     for choice in space.choices:
-        shares = np.asarray([w * a for w, a in zip(choice.weight_bits, choice.act_bits, strict=True)], dtype=float)
-        if choice.kind != "pair_bits":
-            shares = np.asarray(choice.options, dtype=float)
+        shares = np.asarray(choice.options, dtype=float)
         weights = np.exp(-tilt * shares / shares.max())
         weights /= weights.sum()
         if not choice.by_filter:

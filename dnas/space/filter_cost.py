@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from dnas.space.choice import ActTensor, ChannelMap, Choice, Layer, Position, Space
 
@@ -75,12 +76,11 @@ class _Terms:
             found.append((self.mass(group, position), decision))
         return found
 
-    def share(self, mass: int) -> float:
-        """Channels per unit of m: a group's count stands for all of its channels."""
-        key = next(key for key, number in self.masses.items() if number == mass)
-        if key == ONE or self.space.choice(key[0]).by_filter:
-            return 1.0
-        return 1.0 / next(group.size for group in self.space.groups if group.choice == key[0])
+    def shares(self) -> list[float]:
+        """For every m the channels per unit of it: a group's count stands for all of its channels."""
+        sizes = {group.choice: group.size for group in self.space.groups}
+        whole = (key == ONE or self.space.choice(key[0]).by_filter for key in self.masses)
+        return [1.0 if alone else 1.0 / sizes[name] for alone, (name, _) in zip(whole, self.masses, strict=True)]
 
     def segment(self, entries: Sequence[Entry]) -> int:
         """Adds a side; returns its number."""
@@ -149,7 +149,7 @@ class PlacedTerms:
             else:
                 options = space.choice(key[0]).options
                 counts[number, : len(options)] = options
-        shares = [terms.share(number) for number in range(len(terms.masses))]
+        shares = terms.shares()
         entries = [
             (number, mass, row(decision), count * shares[mass])
             for number, segment in enumerate(terms.segments)
@@ -207,11 +207,9 @@ class PlacedTerms:
             probabilities: shape (decisions, K), float64, the rows as given to `FilterTerms.placed`.
         """
         t = {name: tensor.to(probabilities.device) for name, tensor in self.tensors.items()}
-        width = max(self.width, t["counts"].shape[1])
-        p = torch.nn.functional.pad(probabilities, (0, max(width - probabilities.shape[1], 0), 0, 1))
-        p = p + torch.zeros_like(p).index_fill_(0, torch.tensor([len(p) - 1], device=p.device), 1.0) * (
-            torch.arange(p.shape[1], device=p.device) == 0
-        )
+        p = F.pad(probabilities, (0, max(self.width, t["counts"].shape[1]) - probabilities.shape[1]))
+        one = F.one_hot(torch.zeros(1, dtype=torch.int64, device=p.device), p.shape[1]).to(p.dtype)
+        p = torch.cat([p, one])
         stays = p.index_select(0, t["mass_rows"])[:, : t["counts"].shape[1]]
         mean = (stays * t["counts"]).sum(1)
         p = p[:, : self.width]
@@ -326,4 +324,4 @@ def certain(names: Sequence[str], position: Mapping[str, Position]) -> Tensor:
     for name in names:
         found = position[name]
         taken += [found] if isinstance(found, int) else found
-    return torch.nn.functional.one_hot(_integers(taken), max(taken, default=0) + 1).double()
+    return F.one_hot(_integers(taken), max(taken, default=0) + 1).double()

@@ -5,8 +5,7 @@ itself. What a forward does beside its one convolution (padding, a normalisation
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dnas.space.trace import SEARCHABLE, is_searchable
+from dnas.space.trace import SEARCHABLE, evaluating, is_searchable
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -114,7 +113,7 @@ def _plain_layer(module: nn.Module) -> nn.Module | None:
 
     The parameters that its weight and bias are computed from become buffers of the user's layer: they do nothing more.
     """
-    with _evaluating(module), torch.enable_grad():
+    with evaluating(module), torch.enable_grad():
         calls = [_call(module, fill) for fill in (0.0, 1.0)]
     if calls[0] is None or calls[1] is None or calls[0][0] is not calls[1][0]:
         return None
@@ -193,14 +192,3 @@ def _retire(module: nn.Module, computed: list[Tensor]) -> None:
             if id(parameter) in feeding or (owner is module and name in ("weight", "bias")):
                 del owner._parameters[name]
                 owner.register_buffer(name, parameter.detach(), persistent=False)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
