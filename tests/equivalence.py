@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from networks import example, randomise
-from random_networks import BATCH, Depends, RandomNetwork, TorchAttention
+from random_parts import BATCH, Depends, RandomNetwork, TorchAttention
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode

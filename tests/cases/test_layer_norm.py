@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from equivalence import check
 from networks import Head, conv
-from random_networks import ChannelsLast, OwnLayerNorm, Subclassed
+from random_parts import ChannelsLast, OwnLayerNorm, Subclassed
 from torch import Tensor, nn
 
 FORMS: dict[str, Callable[[], nn.Module]] = {

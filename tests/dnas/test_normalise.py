@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from networks import randomise
-from random_networks import OwnLayerNorm, Subclassed
+from random_parts import OwnLayerNorm, Subclassed
 from torch import Tensor, nn
 
 from dnas.space.normalise import norm_of, normalise_kept
