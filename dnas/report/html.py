@@ -41,6 +41,7 @@ from dnas.report.rows import (
     seconds_text,
     stand_in,
 )
+from dnas.space.architecture import FRONTIER
 from quant.files import write_atomically
 
 _BASELINE_NAMES = {"uniform": "the best uniform network", "random": "random networks at equal cost"}
@@ -257,7 +258,9 @@ def _certificate(report: Mapping[str, Any]) -> Markup | None:
     if gap is not None:
         scale = max(abs(float(found.get("value") or 0)), abs(float(found.get("bound") or 0)), 1e-12)
         proof = "the selected architecture is the best-scored one within the budget, proven"
-        rest = f"no architecture within the budget scores more than {float(gap):.3g} above the selected one"
+        nested = found.get("method") == FRONTIER
+        which = "architecture that keeps filters in the order of their benefit" if nested else "architecture"
+        rest = f"no {which} within the budget scores more than {float(gap):.3g} above the selected one"
         parts.append(tag("p", f"For these scores, {proof if abs(float(gap)) <= 1e-9 * scale else rest}."))
     shown = {key: found[key] for key in ("value", "bound", "gap", "method") if key in found}
     parts.append(facts({**shown, "time": seconds_text(found.get("seconds"))}))

@@ -14,7 +14,7 @@ from dnas.select.frontier import Levels, block_sizes, kept_at, ranking
 from dnas.select.program import Program
 from dnas.select.settle import GAP, left_out, settle, total_score
 from dnas.select.solve import solve
-from dnas.space.architecture import Architecture, Certificate
+from dnas.space.architecture import FRONTIER, Architecture, Certificate
 from dnas.space.choice import ChannelMap, Choice, Layer, Position, Space
 from dnas.space.cost import Cost, Factor, tensors_by_row, unit_of
 from dnas.space.filter_cost import by_filter, layer_by_filter, tensor_side
@@ -293,7 +293,7 @@ def select_by_filter(
         bound = sum(max(row) for choice in space.choices for row in scores.rows(choice))
     bound = max(bound, value)
     found = {cost.name: cost.at(positions) for cost in costs}
-    certificate = Certificate(value, bound, bound - value, "highs-frontier", time.perf_counter() - start, found, limits)
+    certificate = Certificate(value, bound, bound - value, FRONTIER, time.perf_counter() - start, found, limits)
     return Architecture.at(space, positions, certificate=certificate, functions=budget.functions if budget else {})
 
 

@@ -10,10 +10,15 @@ from dnas.space.choice import Choice, Layer, Option, Position, Space, read_typed
 from dnas.space.cost import LayerCost, build_cost, kept_channels, reference_cost
 from dnas.space.slicing import kept_channels as kept_indices
 
+FRONTIER = "highs-frontier"
+"""Method of a selection where single filters decide."""
+
 
 @dataclass(frozen=True)
 class Certificate:
     """What a selection guarantees: no architecture within the budget scores above `bound`.
+
+    By the method FRONTIER: none that keeps the filters of every group in the order of their own benefit.
 
     value: total score of the selected architecture; gap: bound - value, in score units; method: the solver;
     seconds: its wall time; costs and limits: by cost name, in absolute units.
