@@ -171,7 +171,10 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def source_commit() -> str | None:
-    """Commit of the checkout that this package runs from, if it is one; with "-dirty" where files differ from it."""
+    """Commit of the checkout that this package runs from, if it is one; with "-dirty" where its code differs from it.
+
+    What benchmarks/results holds is no code: a benchmark that writes there names a clean commit.
+    """
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
         return None
@@ -181,4 +184,4 @@ def source_commit() -> str | None:
         return found.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    return commit + ("-dirty" if git("status", "--porcelain") else "") if commit else None
+    return commit + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "") if commit else None
