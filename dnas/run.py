@@ -184,4 +184,8 @@ def source_commit() -> str | None:
         return found.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    return commit + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "") if commit else None
+    return (
+        commit + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "")
+        if commit
+        else None
+    )
