@@ -1,0 +1,133 @@
+"""Does the search pay? `python benchmarks/cifar10_pareto.py /path/to/cifar10.zip` adds what is missing to the rows.
+
+CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
+methods start from one float network, get the same recipe and the same number of images: ours those of search and retraining,
+baselines that start from float weights as many in training alone. A cell is one budget and one seed:
+
+- ours: search, exact selection, retraining from the supernet.
+- uniform: every pair of widths at the largest share of filters that fits is trained for one epoch, the best four of them
+  in full with seed 0, the best two of these with the other seeds; the best of a seed from the supernet's weights as well.
+  The best of a seed is its baseline. All of this is decided on the validation images.
+- random: three architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
+
+Everything resumes; benchmarks/results/cifar10_pareto.json gets a row per finished training. Runs of the same image, code and
+processor give the same rows.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
+
+from pareto_runs import Job, Setting, float_network, search, train, uniform_rules
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "cifar10_pareto.json"
+BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.25884621}
+"""Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
+RANDOM = 3
+SCREENED, FINALISTS = 4, 2
+"""Uniform networks that seed 0 trains in full after an epoch of all of them; those of these that other seeds train, too."""
+
+
+def finished(setting: Setting) -> list[dict[str, Any]]:
+    """All rows, the float network's first."""
+    float_row = setting.runs / "float" / "row.json"
+    files = [*([float_row] if float_row.exists() else []), *sorted((setting.runs / "rows").glob("*.json"))]
+    return with_roles([json.loads(file.read_text(encoding="utf-8")) for file in files])
+
+
+def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the uniform rows of a cell the best on validation is `main`; of random ones those of the better start."""
+    found = [dict(row) for row in rows]
+    for row in found:
+        if row["method"] == "uniform" and row["role"] != "screen":
+            cell = [r for r in found if _cell(r) == _cell(row) and r["role"] != "screen"]
+            best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]))
+            row["role"] = "main" if row is best else "candidate"
+        if row["method"] == "random":
+            row["role"] = "main" if row["start"] == better_start(found, row["budget_id"]) else "candidate"
+    return found
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["budget_id"], row["retrain_seed"]
+
+
+def better_start(rows: Sequence[dict[str, Any]], budget_id: str) -> str:
+    """Which start gives random architectures the higher mean validation accuracy at seed 0."""
+    means = {}
+    for start in ("float", "supernet"):
+        values = [
+            r["validation_accuracy"]
+            for r in rows
+            if (*_cell(r), r["start"]) == ("random", budget_id, 0, start)
+        ]  # fmt: skip
+        means[start] = statistics.mean(values) if values else 0.0
+    return max(means, key=lambda start: means[start])
+
+
+def cell(setting: Setting, budget_id: str, seed: int, overrides: Sequence[str], methods: Sequence[str]) -> None:
+    """Everything at one budget and one seed."""
+    budget = BUDGETS[budget_id]
+    both = 2 * int(setting.config(setting.runs)["retrain"]["epochs"])
+    ours = Job("ours", "main", budget_id, budget, "selected", "supernet", "ours", seed, seed)
+    floating = Job("uniform", "candidate", budget_id, budget, "", "float", None, None, seed, both)
+    if "ours" in methods:
+        search(setting, "ours", budget_id, budget, seed, *overrides)
+        train(setting, ours)
+    if "uniform" in methods:
+        rules, zero = uniform_rules(setting, budget), replace(floating, retrain_seed=0)
+        for job, count in ((replace(zero, epochs=1, role="screen"), SCREENED), (zero, FINALISTS)):
+            found = {rule: train(setting, replace(job, architecture=rule))["validation_accuracy"] for rule in rules}
+            rules = sorted(rules, key=lambda rule: -found[rule])[:count]
+        trained = {rule: train(setting, replace(floating, architecture=rule)) for rule in rules}
+        best = max(rules, key=lambda rule: trained[rule]["validation_accuracy"])
+        train(setting, replace(ours, method="uniform", role="candidate", architecture=best))
+    if "random" in methods:
+        starts = ("float", "supernet") if seed == 0 else (better_start(finished(setting), budget_id),)
+        for number in range(RANDOM):
+            for start in starts:
+                base = floating if start == "float" else ours
+                train(setting, replace(base, method="random", architecture=f"random {RANDOM * seed + number}"))
+
+
+def write(setting: Setting) -> None:
+    """The result file, from all finished rows."""
+    RESULT.write_text(json.dumps(finished(setting), indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="cifar10.zip")
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    given = parser.parse_args()
+    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
+    setting.runs.mkdir(parents=True, exist_ok=True)
+    float_network(setting, BUDGETS["w2a2"])
+    cells = [(budget, seed) for seed in given.seeds for budget in given.budgets]
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        waiting = {
+            pool.submit(cell, setting, budget, seed, (), given.methods): (budget, seed) for budget, seed in cells
+        }
+        for done in as_completed(waiting):
+            done.result()
+            write(setting)
+            print(*waiting[done], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What a row of the Pareto benchmark is made of: the float network, a search, and the training of one architecture."""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from dnas.board import Board
+from dnas.cli import configuration_folder, run_stages
+from dnas.engine import Engine, EngineConfig, derived_seed
+from dnas.pretrain import float_training
+from dnas.recipe import evaluate
+from dnas.retrain import retrain
+from dnas.run import source_commit
+from dnas.search.budget import Budget
+from dnas.select.reference import random_architecture, uniform_architecture, uniform_candidates
+from dnas.space.architecture import Architecture
+from dnas.stages.context import Run, open_folder, save_weights
+from dnas.stages.retrain import summary
+from quant.files import write_atomically
+
+QUIET = Console(quiet=True)
+ENGINE = EngineConfig(threads=1, compile="always", progress=False)
+"""Two processes of one thread fill two cores better than one process of two."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where data and finished runs are, which network is compressed, and what the experiment's file does not say."""
+
+    data: str
+    runs: Path
+    model: str
+    overrides: tuple[str, ...] = ()
+
+    def config(self, folder: Path, *overrides: str) -> DictConfig:
+        """The experiment's configuration with these changes."""
+        with hydra.initialize_config_dir(str(configuration_folder()), version_base=None):
+            found = hydra.compose(
+                "config",
+                [
+                    f"experiment=cifar10_{self.model}", f"data.path={self.data}", f"folder={folder}", "engine.threads=1",
+                    "engine.compile=always", "engine.progress=false", "report.tensorboard=false", *self.overrides, *overrides,
+                ],
+            )  # fmt: skip
+        OmegaConf.resolve(found)
+        return found
+
+    def stages(self, folder: Path, names: tuple[str, ...], *overrides: str) -> Run:
+        """Runs stages of the pipeline in a run folder, as the command would, and opens it."""
+        for name in names:
+            run_stages(self.config(folder, f"stage={name}", *overrides), [], QUIET)
+        return open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be trained.
+
+    architecture: `uniform W A share`, `random NUMBER`, or `selected` by the search. start: `float` or `supernet`. search:
+    which variant's supernet, if any. epochs: of training; None is the experiment's own number.
+    """
+
+    method: str
+    role: str
+    budget_id: str
+    budget: float
+    architecture: str
+    start: str
+    search: str | None
+    search_seed: int | None
+    retrain_seed: int
+    epochs: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the file that the finished row is kept in."""
+        parts = (
+            self.method, self.budget_id, self.architecture.replace(" ", "_"), self.start, self.search or "none",
+            f"s{self.search_seed}", f"r{self.retrain_seed}", f"e{self.epochs or 0}",
+        )  # fmt: skip
+        return "-".join(parts)
+
+
+def float_network(setting: Setting, budget: float) -> dict[str, Any]:
+    """Trains the float network that everything starts from and distils from, once; its row."""
+    folder = setting.runs / "float"
+    run = setting.stages(folder, ("preflight",), f"budget.bops={budget}")
+    row = folder / "row.json"
+    if row.exists():
+        return dict(json.loads(row.read_text(encoding="utf-8")))
+    start = time.perf_counter()
+    model, config = run.model(), run.config.pretrain
+    train = run.batches(run.data.training(), config.batch_size, True, "float")
+    validation = run.batches("validation", 500, False)
+    training = float_training(model, train, validation, config, run.engine)
+    run.engine.fit(training, folder / "float.ckpt", Board(None), run.config.seed)
+    save_weights(folder / "float.safetensors", model)
+    found = {
+        "model": setting.model, "method": "float", "role": "main", "budget_id": None, "budgets": {}, "costs": {},
+        "search_seed": None, "retrain_seed": run.config.seed, **_accuracies(run, model), "images_search": 0,
+        "images_retrain": len(train) * config.batch_size * config.epochs, **_stamp(start),
+    }  # fmt: skip
+    write_atomically(row, json.dumps(found, indent=1))
+    return found
+
+
+def search(setting: Setting, variant: str, budget_id: str, budget: float, seed: int, *overrides: str) -> Path:
+    """Searches, or goes on with a search, and selects; the run folder."""
+    folder = setting.runs / f"search-{variant}-{budget_id}-s{seed}"
+    weights = setting.runs / "float" / "float.safetensors"
+    setting.stages(
+        folder, ("preflight", "search", "select"), f"budget.bops={budget}", f"seed={seed}",
+        f"model.checkpoint={weights}", *overrides,
+    )  # fmt: skip
+    return folder
+
+
+def train(setting: Setting, job: Job) -> dict[str, Any]:
+    """Trains the network of a job by the experiment's recipe; its row. The test set is read here, once."""
+    file = setting.runs / "rows" / f"{job.key}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    start = time.perf_counter()
+    folder = setting.runs / (f"search-{job.search}-{job.budget_id}-s{job.search_seed}" if job.search else "float")
+    run = open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+    own = replace(run, config=replace(run.config, seed=job.retrain_seed))
+    supernet = run.supernet(trained=job.start == "supernet")
+    if job.start == "float":
+        supernet.calibrate(run.images("weights", run.config.space.calibration_images))
+    architecture = supernet.with_filters(_architecture(run, job))
+    model = run.realised(architecture, None, supernet)
+    config = run.config.retrain
+    if job.epochs is not None:
+        config = replace(config, epochs=job.epochs)
+    batches = own.batches(own.data.training(), config.batch_size, True, "retrain")
+    file.parent.mkdir(exist_ok=True)
+    checkpoint = file.with_suffix(".ckpt")
+    retrain(
+        model, batches, own.batches("validation", 500, False), run.float_model(), config, run.engine, checkpoint,
+        Board(None), derived_seed(job.retrain_seed, "retrain"),
+    )  # fmt: skip
+    searched = job.search is not None and job.start == "supernet"
+    found = {
+        "model": setting.model, **{k: v for k, v in asdict(job).items() if k not in ("budget", "epochs")},
+        "architecture": summary(architecture), "budgets": {"bops": job.budget},
+        "costs": {"bops": float(architecture.cost("bops", relative=True))}, **_accuracies(run, model),
+        "images_search": run.folder.read_json("search.json", "search")["images"] if searched else 0,
+        "images_retrain": len(batches) * config.batch_size * config.epochs, **_stamp(start),
+        "options": dict(architecture.options),
+    }  # fmt: skip
+    write_atomically(file, json.dumps(found, indent=1))
+    checkpoint.unlink(missing_ok=True)
+    return found
+
+
+def uniform_rules(setting: Setting, budget: float) -> list[str]:
+    """Every pair of widths at the largest share of filters that fits, as `Job.architecture` names them."""
+    run = open_folder(setting.runs / "float", Engine(ENGINE, QUIET), QUIET)
+    sizes = {group.choice: group.size for group in run.space.groups}
+    found = []
+    for architecture in uniform_candidates(run.space, Budget(bops=budget)):
+        layer = run.space.layers[-1]
+        ratio = min(architecture[name] / size for name, size in sizes.items() if run.space.choice(name).searched)
+        found.append(f"uniform {architecture.weight_bits(layer)[0]} {architecture.act_bits(layer)[0]} {ratio:g}")
+    return found
+
+
+def _architecture(run: Run, job: Job) -> Architecture:
+    rule, *values = job.architecture.split()
+    if rule == "uniform":
+        return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]))
+    if rule == "random":
+        return random_architecture(run.space, Budget(bops=job.budget), int(values[0]))
+    return run.architecture()
+
+
+def _accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
+    return {
+        "accuracy": evaluate(model, run.batches("test", 500, False).epoch(0))[0],
+        "validation_accuracy": evaluate(model, run.batches("validation", 500, False).epoch(0))[0],
+    }
+
+
+def _stamp(start: float) -> dict[str, Any]:
+    versions = {name: version(name) for name in ("torch", "brevitas", "numpy", "scipy")}
+    return {"seconds": round(time.perf_counter() - start, 1), "commit": source_commit(), "versions": versions}
