@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "coverage.json"
 MEMORY_GB = 12
 IMAGES, QONNX_IMAGES = 4, 1
 """Images that onnxruntime and the integer reference run; images that qonnx's executor, which is slow, runs."""
-QONNX_NODES = 6000
+QONNX_NODES = 12000
 """Operators beyond which a QONNX file is not run: its executor starts a session for each of them, which takes minutes."""
 TIE = 1e-3
 """Steps from a rounding boundary within which two executors may differ: float32 sums of this depth, not of a small network."""
