@@ -10,11 +10,16 @@ from dnas.board import Board
 from dnas.engine import Engine, EngineConfig, derived_seed
 from dnas.loaders import as_batches, first_batches
 from dnas.search.budget import Budget
+from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
-from dnas.search.scores import Scores
+from dnas.search.neighbourhood import NeighbourhoodTraining
+from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining
+from dnas.select.reference import widest_uniform
 from dnas.select.select import select
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
 
 
 def search(
@@ -30,13 +35,14 @@ def search(
     board: Board | None = None,
     seed: int = 0,
 ) -> tuple[Scores, list[dict[str, float]]]:
-    """Trains a supernet's weights and choices under a budget and scores every option.
+    """Trains a supernet's weights and choices under a budget and scores every option, by `config.searcher`.
 
     Args:
         supernet: trained in place.
         budget: upper bounds; the search concentrates around them.
         weights: batches of (images, labels) that train weights: `dnas.data.Batches`, or any loader with a length.
-        choices: batches that train choices; held back from the weights. Not read with `level="one"`.
+        choices: batches that train choices, or that options are measured on; held back from the weights. The training of
+            `level="one"` does not read them.
         validation: for the accuracy that is shown.
         teacher: the float network to distil from; None trains on labels alone.
         config: the schedule.
@@ -51,18 +57,59 @@ def search(
     Raises:
         BudgetError: no architecture of the space meets the budget; before anything is trained.
         NumericsError: a loss or gradient that is not finite.
+        ValueError: `searcher="neighbourhood"` with a relaxation that mixes options.
     """
     config, engine, board = config or SearchConfig(), engine or Engine(EngineConfig()), board or Board(None)
     budget.check(supernet.space)
+    if config.searcher == "neighbourhood" and supernet.relaxation.mode != "gumbel_hard":
+        raise ValueError(
+            f"relax.mode is {supernet.relaxation.mode!r}; search.searcher=neighbourhood draws whole architectures: it needs "
+            "relax=gumbel_hard"
+        )
     supernet.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
+    if config.searcher == "neighbourhood":
+        start = first_architecture(supernet.space, budget)
+        around = NeighbourhoodTraining(
+            supernet, start, lambda scores: select(scores, supernet.space, budget), budget, sets[0], sets[1], sets[2],
+            teacher, config, engine, board,
+        )  # fmt: skip
+        history = engine.fit(around, checkpoint, board, seed)
+        assert around.scores is not None
+        return around.scores, history
     second = sets[1] if config.level == "two" else None
     training = SearchTraining(supernet, budget, sets[0], second, sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
     torch.manual_seed(derived_seed(seed, "scores"))  # a resumed run draws the same batches
     return score(supernet, budget, sets[1], teacher, config), history
+
+
+def images_seen(config: SearchConfig, space: Space, images: int) -> int:
+    """What a search costs: images that pass forwards, once or with a gradient, in training and in measuring options.
+
+    Args:
+        config: the schedule.
+        space: its options are measured.
+        images: that train weights in one epoch.
+    """
+    trained = images * config.epochs
+    if config.searcher == "gumbel" and config.level == "two":
+        trained *= 2 - config.warmup
+    rounds = config.rounds if config.searcher == "neighbourhood" else config.score_rounds
+    if config.searcher == "gumbel" and config.scores != "measured":
+        rounds = 0
+    others = sum((COUNTS if c.by_filter and c.kind == "filters" else c.width - 1) for c in space.searched())
+    return round(trained + rounds * config.score_images * (1 + others))
+
+
+def first_architecture(space: Space, budget: Budget) -> Architecture:
+    """Where a neighbourhood search starts: the widest uniform network, or, where there is none, the dearest one that fits."""
+    found = widest_uniform(space, budget)
+    if found is not None:
+        return found
+    return select(Scores({choice.name: no_scores(choice) for choice in space.choices}, "none"), space, budget)
 
 
 def score(supernet: Supernet, budget: Budget, choices: Any, teacher: nn.Module | None, config: SearchConfig) -> Scores:

@@ -71,6 +71,16 @@ class Scores:
             fitted[name] = tuple(rows) if values and isinstance(values[0], tuple) else rows[0]
         return Scores(fitted, self.method)
 
+    def mean(self, other: "Scores") -> "Scores":
+        """The mean of two score tables, option by option; `method` is that of the other."""
+
+        def half(mine: Any, its: Any) -> Any:
+            if isinstance(mine, tuple):
+                return tuple(half(a, b) for a, b in zip(mine, its, strict=True))
+            return (mine + its) / 2
+
+        return Scores({name: half(mine, other.values[name]) for name, mine in self.values.items()}, other.method)
+
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
         values = {name: list(scores) for name, scores in self.values.items()}

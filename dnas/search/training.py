@@ -14,6 +14,7 @@ from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, 
 from dnas.search.budget import Budget
 from dnas.search.supernet import Supernet
 
+SEARCHERS = ("gumbel", "neighbourhood")
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
 
@@ -22,6 +23,10 @@ SCORE_METHODS = ("measured", "gradient", "logits")
 class SearchConfig:
     """The schedule of a search.
 
+    searcher: `gumbel` trains the logits of all choices jointly with the weights, against the budget's penalty;
+    `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
+    `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood).
+    epochs: of the images that train weights; a fraction is allowed for `neighbourhood`.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
     distill: share of the loss that is distillation from the float network.
@@ -29,8 +34,11 @@ class SearchConfig:
     of `measured`.
     """
 
-    epochs: int = 12
+    searcher: str = "gumbel"
+    epochs: float = 12
     batch_size: int = 64
+    rounds: int = 3
+    mutation: float = 0.25
     warmup: float = 0.25
     level: str = "two"
     distill: float = 0.5
@@ -41,14 +49,20 @@ class SearchConfig:
     score_rounds: int = 2
 
     def __post_init__(self) -> None:
+        if self.searcher not in SEARCHERS:
+            raise ValueError(f"search.searcher is {self.searcher!r}; allowed: {list(SEARCHERS)}")
+        if self.searcher == "gumbel" and self.epochs != int(self.epochs):
+            raise ValueError(f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood")
+        if self.rounds < 1 or not 0 < self.mutation < 1:
+            raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
         if self.level not in LEVELS:
             raise ValueError(f"search.level is {self.level!r}; allowed: {list(LEVELS)}")
         if self.scores not in SCORE_METHODS:
             raise ValueError(f"search.scores is {self.scores!r}; allowed: {list(SCORE_METHODS)}")
         if min(self.batch_size, self.score_images, self.score_rounds) < 1 or not self.choice_lr > 0:
             raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
-        if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or self.epochs < 1:
-            raise ValueError("search: epochs >= 1, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+        if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or not self.epochs > 0:
+            raise ValueError("search: epochs > 0, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
 
 
 def freeze(parameters: Iterable[nn.Parameter], frozen: bool) -> None:
@@ -91,7 +105,7 @@ class SearchTraining:
         self.model = self.supernet = supernet
         self.network = supernet.model
         self.budget, self.weights, self.choices, self.validation = budget, weights, choices, validation
-        self.teacher, self.config, self.board, self.epochs = teacher, config, board, config.epochs
+        self.teacher, self.config, self.board, self.epochs = teacher, config, board, int(config.epochs)
         self.forward = engine.fabric.setup_module(supernet)
         for name in budget.caps:
             supernet.multiplier(name)

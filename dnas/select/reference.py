@@ -71,6 +71,23 @@ def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
     ]
 
 
+def widest_uniform(space: Space, budget: Budget) -> Architecture | None:
+    """Of the uniform networks within a budget that with most filters; of these that with the most even, then widest bits.
+
+    None where the budget leaves no uniform network.
+    """
+    candidates = uniform_candidates(space, budget)
+
+    def rank(architecture: Architecture) -> tuple[float, int, int]:
+        filters = sum(int(architecture[group.choice]) for group in space.groups)
+        layers = [layer for layer in space.layers if space.choice(layer.weight_choice).searched]
+        weight = sum(sum(architecture.weight_bits(layer)) for layer in layers)
+        act = sum(sum(architecture.act_bits(layer)) for layer in layers)
+        return filters, -abs(weight - act), weight + act
+
+    return max(candidates, key=rank, default=None)
+
+
 def random_architecture(
     space: Space, budget: Budget, seed: int, lowest: float = 0.96, attempts: int = 20_000
 ) -> Architecture:

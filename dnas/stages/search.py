@@ -6,6 +6,7 @@ from dnas.checkpoint import load_state
 from dnas.engine import derived_seed
 from dnas.pretrain import float_training
 from dnas.recipe import evaluate
+from dnas.searcher import images_seen
 from dnas.searcher import search as search_choices
 from dnas.stages.context import Run, save_weights
 from quant.files import write_atomically
@@ -52,7 +53,6 @@ def search(run: Run) -> None:
     )
     board.heat_maps(len(history) + 1)  # a step of its own, which a resumed run hides and writes again
     board.close()
-    images = len(weights) * config.search.batch_size * config.search.epochs
     epochs = sum(numbers["seconds"] for numbers in history)
     scoring = time.perf_counter() - start - sum(numbers["seconds"] for numbers in history[done:])
     run.folder.write_json(
@@ -60,7 +60,7 @@ def search(run: Run) -> None:
         {
             "history": history,
             "seconds": epochs + scoring,
-            "images": round(images * (2 - config.search.warmup)) if level_two else images,
+            "images": images_seen(config.search, run.space, len(weights) * config.search.batch_size),
         },
     )
     write_atomically(run.folder.file("scores.json"), scores.to_json())

@@ -45,7 +45,7 @@ def select(run: Run) -> None:
         gap.append({"network": "selected", "relative": relative(chosen), "accuracy": accuracy()})
     board = run.board("select")
     board.purge(0)
-    board.architecture(chosen, run.config.search.epochs)
+    board.architecture(chosen, round(run.config.search.epochs))
     board.close()
     run.console.print(chosen.describe(), highlight=False)
     run.folder.write_json("select.json", {"gap": gap, "seconds": certificate.seconds})

@@ -1,0 +1,139 @@
+"""The neighbourhood search: train around an architecture, measure every option there, select exactly, go there, again.
+
+Every forward pass draws one architecture from the neighbourhood of the current one: each choice keeps its option or, with a
+small probability, takes another, nearer ones more often. So the weights adapt to what is being compared, and a comparison by
+switching one option (`measure_scores`) asks of the supernet only what it was trained for. The current architecture meets the
+budget at all times: nothing is learned about networks that are not allowed.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Batch, Engine, eagerly
+from dnas.loaders import EpochBatches, first_batches
+from dnas.recipe import Optimiser, batch_statistics, evaluate, task_loss, teacher_logits
+from dnas.search.budget import Budget
+from dnas.search.measure import measure_scores
+from dnas.search.scores import Scores
+from dnas.search.supernet import Supernet
+from dnas.search.training import SearchConfig, freeze
+from dnas.space.architecture import Architecture
+
+Select = Callable[[Scores], Architecture]
+"""The best-scored architecture that meets the budget."""
+
+
+class NeighbourhoodTraining:
+    """A `Training` whose epochs are rounds; each ends with a measurement and a selection.
+
+    scores: the mean of what the rounds measured, later ones weighing more: the last one half, the one before a quarter.
+    """
+
+    name = "search"
+    model: nn.Module
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        start: Architecture,
+        select: Select,
+        budget: Budget,
+        weights: EpochBatches,
+        held_back: EpochBatches,
+        validation: EpochBatches,
+        teacher: nn.Module | None,
+        config: SearchConfig,
+        engine: Engine,
+        board: Board,
+    ) -> None:
+        """Sets up the optimiser and goes to the neighbourhood of `start`.
+
+        Args:
+            supernet: what is trained; its relaxation is `gumbel_hard`.
+            start: where the first round is.
+            select: from scores to the next architecture.
+            budget: for the numbers that are shown.
+            weights: batches that train weights and step sizes.
+            held_back: batches that options are measured on; other images in every round.
+            validation: for the accuracy that is shown.
+            teacher: the float network, in evaluation mode; None trains without distillation.
+            config: the schedule.
+            engine: device and precision.
+            board: TensorBoard.
+        """
+        self.model = self.supernet = supernet
+        self.network = supernet.model
+        self.select, self.budget, self.teacher, self.config, self.board = select, budget, teacher, config, board
+        self.weights, self.held_back, self.validation = weights, held_back, validation
+        self.epochs = config.rounds
+        self.scores: Scores | None = None
+        self.forward = engine.fabric.setup_module(supernet)
+        trained = {id(p) for p in supernet.weight_parameters()}
+        named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
+        self.optimiser = Optimiser(named, supernet.step_parameters(), config.optimiser)
+        freeze(supernet.choice_parameters(), True)
+        self._go(start)
+
+    def _go(self, architecture: Architecture) -> None:
+        self.current = self.supernet.with_filters(architecture)
+        self.supernet.concentrate(self.current, self.config.mutation)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The round's share of the images: rounds follow each other through the epochs of the data."""
+        first = epoch * self.steps()
+        while True:
+            number, at = divmod(first, len(self.weights))
+            last = min(len(self.weights), at + (epoch + 1) * self.steps() - first)
+            yield from islice(self.weights.epoch(number), at, last)
+            first += last - at
+            if first >= (epoch + 1) * self.steps():
+                return
+
+    def steps(self) -> int:
+        """Batches in a round."""
+        return max(1, round(self.config.epochs * len(self.weights) / self.config.rounds))
+
+    def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
+        """One update of the weights at a random neighbour."""
+        x, y = batch
+        target = teacher_logits(self.teacher, x, self.config.distill)
+        loss = task_loss(self.forward(x), y, target, self.config.distill)
+        self.optimiser.step(loss, fraction)
+        return {"loss": loss.detach()}
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Measures all options around the current architecture, selects, and goes to what was selected."""
+        images = first_batches(self.held_back, self.config.score_images, epoch)
+        self.supernet.eval()
+        with eagerly(self.network):
+            found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
+            self.scores = found if self.scores is None else self.scores.mean(found)
+            self._go(self.select(self.scores))
+            with batch_statistics(self.supernet):
+                accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
+        numbers = {"accuracy": accuracy}
+        for name, limit in self.budget.limits(self.supernet.space).items():
+            numbers[f"{name}_argmax_over_budget"] = float(self.current.cost(name)) / limit
+        chances = {name: p.tolist() for name, p in self.supernet.probabilities().items()}
+        self.board.choices(self.supernet.space, chances, epoch + 1)
+        return numbers
+
+    def state(self) -> dict[str, Any]:
+        """Supernet (its generator included), optimiser, and where the search stands."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimiser": self.optimiser.sgd.state_dict(),
+            "current": self.current.to_json(),
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores all of it."""
+        self._go(Architecture.from_json(state["current"], self.supernet.space))
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimiser.sgd.load_state_dict(state["optimiser"])
+        self.scores = None if state["scores"] is None else Scores.from_json(state["scores"])
