@@ -2,7 +2,7 @@
 
 CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
 methods start from one float network, get the same recipe and the same number of images: ours those of search and retraining,
-baselines that start from float weights as many in training alone. A cell is one budget and one seed:
+baselines that start from float weights as many in training alone. At every budget:
 
 - ours: search, exact selection, retraining from the supernet.
 - uniform: every pair of widths at the largest share of filters that fits is trained for one epoch, the best three of them
@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,28 +77,60 @@ def better_start(rows: Sequence[dict[str, Any]], budget_id: str) -> str:
     return max(means, key=lambda start: means[start])
 
 
-def cell(setting: Setting, budget_id: str, seed: int, overrides: Sequence[str], methods: Sequence[str]) -> None:
-    """Everything at one budget and one seed."""
-    budget = BUDGETS[budget_id]
-    ours = Job("ours", "main", budget_id, budget, "selected", "supernet", "ours", seed, seed)
-    floating = Job("uniform", "candidate", budget_id, budget, "", "float", None, None, seed, FLOAT_EPOCHS)
-    if "ours" in methods:
-        search(setting, "ours", budget_id, budget, seed, *overrides)
-        train(setting, ours)
-    if "uniform" in methods:
-        rules, zero = uniform_rules(setting, budget), replace(floating, retrain_seed=0)
-        for job, count in ((replace(zero, epochs=1, role="screen"), SCREENED), (zero, FINALISTS)):
-            found = {rule: train(setting, replace(job, architecture=rule))["validation_accuracy"] for rule in rules}
+class Plan:
+    """What is trained at one budget, in the order in which it is known."""
+
+    def __init__(self, setting: Setting, pool: Executor, budget_id: str, seeds: Sequence[int]) -> None:
+        self.setting, self.pool, self.budget_id, self.seeds = setting, pool, budget_id, seeds
+        budget = BUDGETS[budget_id]
+        self.ours = Job("ours", "main", budget_id, budget, "selected", "supernet", "ours", 0, 0)
+        self.floating = Job("float", "candidate", budget_id, budget, "", "float", None, None, 0, FLOAT_EPOCHS)
+
+    def trained(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """The rows of jobs, trained side by side; the result file grows with every one."""
+        waiting = {self.pool.submit(train, self.setting, job): job for job in jobs}
+        for done in as_completed(waiting):
+            row = done.result()
+            print(
+                row["method"], row["budget_id"], row["architecture"], row["start"], f"{row['accuracy']:.2f}", flush=True
+            )
+            write(self.setting)
+        return [future.result() for future in waiting]
+
+    def searched(self) -> None:
+        """Our networks."""
+        searches = [
+            self.pool.submit(search, self.setting, "ours", self.budget_id, BUDGETS[self.budget_id], seed)
+            for seed in self.seeds
+        ]
+        for done in searches:
+            done.result()
+        self.trained([replace(self.ours, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def uniform(self) -> None:
+        """Every uniform network for an epoch, the best in full, the best of all with every seed and from both starts."""
+        rules, base = uniform_rules(self.setting, BUDGETS[self.budget_id]), replace(self.floating, method="uniform")
+        for job, count in ((replace(base, epochs=1, role="screen"), SCREENED), (base, 1)):
+            rows = self.trained([replace(job, architecture=rule) for rule in rules])
+            found = {rule: row["validation_accuracy"] for rule, row in zip(rules, rows, strict=True)}
             rules = sorted(rules, key=lambda rule: -found[rule])[:count]
-        trained = {rule: train(setting, replace(floating, architecture=rule)) for rule in rules}
-        best = max(rules, key=lambda rule: trained[rule]["validation_accuracy"])
-        train(setting, replace(ours, method="uniform", role="candidate", architecture=best))
-    if "random" in methods:
-        starts = ("float", "supernet") if seed == 0 else (better_start(finished(setting), budget_id),)
-        for number in range(RANDOM):
-            for start in starts:
-                base = floating if start == "float" else ours
-                train(setting, replace(base, method="random", architecture=f"random {RANDOM * seed + number}"))
+        jobs = [replace(base, architecture=rules[0], retrain_seed=seed) for seed in self.seeds]
+        shared = replace(self.ours, method="uniform", role="candidate", architecture=rules[0])
+        self.trained(jobs + [replace(shared, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def random(self) -> None:
+        """Random architectures: the first seed's from both starts, the others' from the better one."""
+        first, *others = self.seeds
+        self.trained([job for start in ("float", "supernet") for job in self._random(first, start)])
+        start = better_start(finished(self.setting), self.budget_id)
+        self.trained([job for seed in others for job in self._random(seed, start)])
+
+    def _random(self, seed: int, start: str) -> list[Job]:
+        base = self.floating if start == "float" else replace(self.ours, search_seed=seed)
+        return [
+            replace(base, method="random", role="main", architecture=f"random {RANDOM * seed + i}", retrain_seed=seed)
+            for i in range(RANDOM)
+        ]
 
 
 def write(setting: Setting) -> None:
@@ -119,15 +151,11 @@ def main() -> None:
     setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
     setting.runs.mkdir(parents=True, exist_ok=True)
     float_network(setting, BUDGETS["w2a2"])
-    cells = [(budget, seed) for seed in given.seeds for budget in given.budgets]
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        waiting = {
-            pool.submit(cell, setting, budget, seed, (), given.methods): (budget, seed) for budget, seed in cells
-        }
-        for done in as_completed(waiting):
-            done.result()
-            write(setting)
-            print(*waiting[done], flush=True)
+        plans = [Plan(setting, pool, budget, given.seeds) for budget in given.budgets]
+        for method in given.methods:
+            for plan in plans:
+                {"ours": plan.searched, "uniform": plan.uniform, "random": plan.random}[method]()
 
 
 if __name__ == "__main__":
