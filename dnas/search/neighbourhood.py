@@ -7,6 +7,7 @@ budget at all times: nothing is learned about networks that are not allowed.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -79,7 +80,7 @@ class NeighbourhoodTraining:
         self._go(start)
 
     def _go(self, architecture: Architecture) -> None:
-        self.current = self.supernet.with_filters(architecture)
+        self.current = self.supernet.with_filters(replace(architecture, certificate=None))
         self.supernet.concentrate(self.current, self.config.mutation)
 
     def batches(self, epoch: int) -> Iterator[Batch]:

@@ -1,0 +1,218 @@
+"""The neighbourhood search: where it draws, what it measures, where it goes, and that it resumes."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Engine, EngineConfig
+from dnas.search.budget import Budget
+from dnas.search.neighbourhood import NeighbourhoodTraining
+from dnas.search.relax import Relaxation
+from dnas.search.scores import Scores
+from dnas.search.supernet import Supernet
+from dnas.search.training import SearchConfig
+from dnas.searcher import first_architecture, images_seen, search
+from dnas.select.reference import uniform_architecture, widest_uniform
+from dnas.select.select import select
+from dnas.space.architecture import Architecture
+from dnas.space.build import build_space
+from dnas.space.choice import Space
+from tests.networks import Residual, example
+
+ENGINE = EngineConfig(device="cpu", progress=False)
+BUDGET = Budget(bops=0.1)
+
+
+class Counted:
+    """The same few batches in every epoch; counts what is read."""
+
+    def __init__(self, seed: int, count: int = 6) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.batches = [
+            (torch.randn(8, 3, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator))
+            for _ in range(count)
+        ]
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, batch in enumerate(self.batches):
+            self.read.append(i)
+            yield batch
+
+
+def built(**options: object) -> tuple[nn.Module, Space]:
+    torch.manual_seed(0)
+    model = Residual()
+    return model, build_space(model, example(model), (2, 4, 8), (2, 8), (0.5, 1.0), **options)  # type: ignore[arg-type]
+
+
+def training(weights: Counted | None = None, **settings: object) -> NeighbourhoodTraining:
+    model, space = built()
+    supernet = Supernet(model, space, seed=3)
+    config = SearchConfig(searcher="neighbourhood", score_images=16, **settings)  # type: ignore[arg-type]
+    return NeighbourhoodTraining(
+        supernet, first_architecture(space, BUDGET), lambda scores: select(scores, space, BUDGET), BUDGET,
+        weights or Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), Board(None),
+    )  # fmt: skip
+
+
+def test_a_choice_leaves_the_middle_as_often_as_it_is_told() -> None:
+    model, space = built()
+    supernet = Supernet(model, space)
+    middle = uniform_architecture(space, 4, 2, 1.0)
+    supernet.concentrate(middle, 0.3)
+    chances = {name: p.tolist() for name, p in supernet.probabilities().items()}
+    for choice in space.searched():
+        assert chances[choice.name][choice.index(middle[choice.name])] == pytest.approx(0.7)
+    layer = next(c for c in space.searched() if c.kind == "weight_bits")
+    assert chances[layer.name] == pytest.approx([0.15, 0.7, 0.15])
+    supernet.concentrate(uniform_architecture(space, 2, 2, 1.0), 0.3)
+    assert supernet.probabilities()[layer.name].tolist() == pytest.approx([0.7, 0.2, 0.1])
+    supernet.train()
+    drawn = 0
+    for _ in range(400):
+        supernet(torch.randn(1, 3, 8, 8))
+        drawn += int(supernet.choices.logits.shape[0] > 0 and supernet._sample.weights[layer.name][0] == 1)
+    assert drawn / 400 == pytest.approx(0.7, abs=0.08)
+
+
+def test_filters_that_decide_stay_in_the_neighbourhood_too() -> None:
+    model, space = built(granularity="filter")
+    supernet = Supernet(model, space)
+    middle = first_architecture(space, BUDGET)
+    supernet.concentrate(middle, 0.2)
+    found, positions = supernet.most_probable(), middle.positions()
+    for choice in space.searched():
+        rows = supernet.probabilities()[choice.name].detach().reshape(-1, choice.width)
+        taken = positions[choice.name]
+        expected = [taken] * len(rows) if isinstance(taken, int) else list(taken)
+        forced = supernet.choices.forced[supernet.choices.index[choice.name]].tolist()
+        kept = [row[i].item() for row, i in zip(rows, expected, strict=True)]
+        assert kept == pytest.approx([1.0 if always else 0.8 for always in forced])
+        assert found[choice.name] == middle[choice.name]
+
+
+def test_a_composition_gives_each_width_the_share_of_filters_that_the_middle_does() -> None:
+    model, space = built(granularity="filter")
+    supernet = Supernet(model, space, Relaxation(filters="composition"))
+    middle = first_architecture(space, BUDGET)
+    supernet.concentrate(middle, 0.2)
+    for choice in space.searched():
+        if choice.kind == "weight_bits":
+            shares = supernet.probabilities()[choice.name].detach().mean(0)
+            assert shares[middle.positions()[choice.name][0]].item() == pytest.approx(0.8)  # type: ignore[index]
+
+
+def test_the_widest_uniform_network_keeps_more_filters_than_all_others_that_fit() -> None:
+    _, space = built()
+    found = widest_uniform(space, BUDGET)
+    assert found is not None
+    assert BUDGET.holds(found)
+
+    def filters(architecture: Architecture) -> int:
+        return sum(int(architecture[group.choice]) for group in space.groups)
+
+    fitting = [
+        architecture
+        for weight in (2, 4, 8)
+        for act in (2, 8)
+        for share in (0.5, 1.0)
+        if BUDGET.holds(architecture := uniform_architecture(space, weight, act, share))
+    ]
+    assert filters(found) == max(map(filters, fitting))
+
+
+def test_a_budget_without_a_uniform_network_starts_at_the_dearest_that_fits() -> None:
+    _, space = built()
+    tight = Budget(
+        bops=1.0001 * float(uniform_architecture(space, 2, 2, 0.5).cost("bops", relative=True)), weight_bits=0.11
+    )
+    assert tight.holds(first_architecture(space, tight))
+
+
+def test_every_round_reads_the_images_that_follow_and_ends_within_the_budget() -> None:
+    weights = Counted(0)
+    found = training(weights, epochs=1.5, rounds=3)
+    assert found.steps() == 3
+    seen: list[Architecture] = []
+    for epoch in range(3):
+        for step, batch in enumerate(found.batches(epoch)):
+            found.step(batch, (epoch * 3 + step) / 9)
+        found.evaluate(epoch)
+        seen.append(found.current)
+    assert weights.read == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2]  # the first three of an epoch are passed over once
+    assert all(BUDGET.holds(architecture) for architecture in seen)
+    assert found.scores is not None
+    assert select(found.scores, found.supernet.space, BUDGET).options == found.current.options
+    assert found.supernet.most_probable().options == found.current.options
+
+
+def test_later_rounds_weigh_more() -> None:
+    first = Scores({"a": (0.0, 1.0), "b": ((0.0, 2.0), (4.0, 0.0))}, "x")
+    second = Scores({"a": (1.0, 1.0), "b": ((0.0, 0.0), (0.0, 2.0))}, "y")
+    assert first.mean(second) == Scores({"a": (0.5, 1.0), "b": ((0.0, 1.0), (2.0, 1.0))}, "y")
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_network(tmp_path: Path) -> None:
+    def run(checkpoint: Path | None, killed_in: int = 99) -> NeighbourhoodTraining:
+        found = training(epochs=2, rounds=4)
+        step = found.step
+
+        def dies(batch: tuple[Tensor, Tensor], fraction: float) -> dict[str, Tensor]:
+            if fraction * 4 >= killed_in:
+                raise KeyboardInterrupt
+            return step(batch, fraction)
+
+        found.step = dies  # type: ignore[method-assign]
+        with contextlib.suppress(KeyboardInterrupt):
+            Engine(ENGINE).fit(found, checkpoint, Board(None), 0)
+        return found
+
+    whole = run(None)
+    run(tmp_path / "search.ckpt", killed_in=2)
+    resumed = run(tmp_path / "search.ckpt")
+    assert resumed.current == whole.current
+    assert resumed.scores == whole.scores
+    for name, value in whole.supernet.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, resumed.supernet.state_dict()[name]), name
+
+
+def test_the_images_of_a_search_are_counted() -> None:
+    model, space = built()
+    supernet = Supernet(model, space)
+    passed = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal passed
+        passed += len(args[0])
+
+    supernet.model.register_forward_hook(count)
+    config = SearchConfig(searcher="neighbourhood", epochs=2, rounds=2, score_images=16)
+    empty = Counted(2, 0)
+    search(supernet, BUDGET, Counted(0), Counted(1), empty, model, config, Engine(ENGINE))
+    assert passed == images_seen(config, space, 6 * 8)
+
+
+def test_options_that_are_mixed_have_no_neighbourhood() -> None:
+    model, space = built()
+    supernet = Supernet(model, space, Relaxation(mode="softmax"))
+    config = SearchConfig(searcher="neighbourhood")
+    with pytest.raises(ValueError, match="it needs relax=gumbel_hard"):
+        search(supernet, BUDGET, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"mutation": 1.0}, {"mutation": 0.0}, {"searcher": "random"}, {"epochs": 1.5}]
+)
+def test_settings_that_make_no_search_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="search"):
+        SearchConfig(**{"searcher": "gumbel", **wrong})  # type: ignore[arg-type]
