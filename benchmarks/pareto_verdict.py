@@ -1,0 +1,135 @@
+"""What the rows of the Pareto benchmark say: `python benchmarks/pareto_verdict.py` writes the verdict and the picture.
+
+From benchmarks/results/cifar10_pareto.json alone: paired differences by seed with 95 % intervals (Student's t), p-values
+Holm-corrected over the budgets, what of the budget is spent, and accuracy over cost.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = RESULTS / "cifar10_pareto.json"
+VERDICT = RESULTS / "cifar10_pareto_verdict.json"
+PICTURE = RESULTS / "cifar10_pareto.png"
+LABELS = {"ours": "dnas", "uniform": "best uniform", "random": "random, equal cost"}
+COLOURS = {"ours": "#0b6e4f", "uniform": "#c8553d", "random": "#7f7f7f"}
+
+
+def by_seed(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, list[float]]:
+    """Test accuracies of the rows that count, by retraining seed."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if (row["method"], row["budget_id"], row["role"]) == (method, budget_id, "main"):
+            found.setdefault(row["retrain_seed"], []).append(row["accuracy"])
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[str, Any] | None:
+    """Mean over seeds (of a seed's mean), spread between single networks, and what of the budget they spend."""
+    found = by_seed(rows, method, budget_id)
+    if not found:
+        return None
+    means, every = (
+        [statistics.mean(values) for values in found.values()],
+        [v for values in found.values() for v in values],
+    )
+    own = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == (method, budget_id, "main")]
+    spent = [r["costs"]["bops"] / r["budgets"]["bops"] for r in own]
+    images = {key: statistics.mean(r[key] for r in own) for key in ("images_search", "images_retrain")}
+    return {
+        "mean": statistics.mean(means), "sd": statistics.stdev(every) if len(every) > 1 else None, "n": len(every),
+        "seeds": len(found), "cost": statistics.mean(r["costs"]["bops"] for r in own), "spent": [min(spent), max(spent)],
+        **images,
+    }  # fmt: skip
+
+
+def difference(rows: Sequence[dict[str, Any]], against: str, budget_id: str) -> dict[str, Any] | None:
+    """Ours minus another method, paired by seed: mean, 95 % interval and two-sided p of Student's t; None below 2 seeds."""
+    ours, theirs = by_seed(rows, "ours", budget_id), by_seed(rows, against, budget_id)
+    seeds = sorted(set(ours) & set(theirs))
+    if len(seeds) < 2:
+        return None
+    values = [statistics.mean(ours[s]) - statistics.mean(theirs[s]) for s in seeds]
+    mean, half = statistics.mean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    p = float(stats.ttest_1samp(values, 0.0).pvalue)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values), "p": p, "values": values}
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    found, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        found[i] = largest
+    return found
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the tables show."""
+    budgets = list(dict.fromkeys(r["budget_id"] for r in rows if r["budget_id"]))
+    budgets.sort(key=lambda b: next(r["budgets"]["bops"] for r in rows if r["budget_id"] == b))
+    found: dict[str, Any] = {"type": "dnas.Verdict", "version": 1, "model": rows[0]["model"], "budgets": {}}
+    found["float"] = statistics.mean(r["accuracy"] for r in rows if r["method"] == "float")
+    for budget in budgets:
+        methods = {method: summary(rows, method, budget) for method in LABELS}
+        chosen = [
+            r["architecture"] for r in rows if (r["method"], r["budget_id"], r["role"]) == ("uniform", budget, "main")
+        ]
+        pairs = {f"ours - {other}": difference(rows, other, budget) for other in ("uniform", "random")}
+        found["budgets"][budget] = {
+            "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
+            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs,
+        }  # fmt: skip
+    for name in ("ours - uniform", "ours - random"):
+        given = [b["differences"][name] for b in found["budgets"].values() if b["differences"][name]]
+        for pair, p in zip(given, holm([pair["p"] for pair in given]), strict=True):
+            pair["p_holm"] = p
+    return found
+
+
+def picture(rows: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:
+    """Accuracy over cost: single networks as points, means as lines."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for method in ("random", "uniform", "ours"):
+        own = [r for r in rows if r["method"] == method and r["role"] == "main"]
+        if not own:
+            continue
+        axes.scatter([100 * r["costs"]["bops"] for r in own], [r["accuracy"] for r in own], s=14, alpha=0.45,
+                     color=COLOURS[method], linewidths=0)  # fmt: skip
+        means = [b["methods"][method] for b in found["budgets"].values() if b["methods"][method]]
+        axes.plot([100 * m["cost"] for m in means], [m["mean"] for m in means], "o-", color=COLOURS[method],
+                  label=LABELS[method], markersize=6)  # fmt: skip
+    axes.axhline(found["float"], color="black", linewidth=0.8, linestyle=":", label="float32")
+    axes.set(xscale="log", xlabel="BOPs, % of the full network's at 8 bits", ylabel="test accuracy, %")
+    ticks = [100 * b["bops"] for b in found["budgets"].values()]
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_title("CIFAR-10, ResNet-8: every network by the same recipe, test set read once", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command."""
+    rows = json.loads(ROWS.read_text(encoding="utf-8"))
+    found = verdict(rows)
+    VERDICT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    picture(rows, found, PICTURE)
+    for budget, content in found["budgets"].items():
+        print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])
+
+
+if __name__ == "__main__":
+    main()
