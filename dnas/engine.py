@@ -7,7 +7,7 @@ import os
 import resource
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,16 +154,6 @@ class _Steps:
 def forget_compiled(network: nn.Module) -> None:
     """Undoes `nn.Module.compile`, for which torch has no call."""
     network._compiled_call_impl = None
-
-
-@contextlib.contextmanager
-def eagerly(network: nn.Module) -> Iterator[None]:
-    """Runs a compiled network as it is written: where shapes and modes change often, compiling them all costs more."""
-    compiled, network._compiled_call_impl = network._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        network._compiled_call_impl = compiled
 
 
 def derived_seed(*parts: object) -> int:

@@ -13,6 +13,7 @@ from dnas.search.budget import Budget
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
+from dnas.search.relax import HARD
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining
@@ -57,15 +58,18 @@ def search(
     Raises:
         BudgetError: no architecture of the space meets the budget; before anything is trained.
         NumericsError: a loss or gradient that is not finite.
-        ValueError: `searcher="neighbourhood"` with a relaxation that mixes options.
+        ValueError: a searcher that draws whole architectures with a relaxation that mixes options.
     """
     config, engine, board = config or SearchConfig(), engine or Engine(EngineConfig()), board or Board(None)
     budget.check(supernet.space)
-    if config.searcher == "neighbourhood" and supernet.relaxation.mode != "gumbel_hard":
+    relaxation = supernet.relaxation
+    if config.searcher != "gumbel" and relaxation.mode not in HARD:
         raise ValueError(
-            f"relax.mode is {supernet.relaxation.mode!r}; search.searcher=neighbourhood draws whole architectures: it needs "
-            "relax=gumbel_hard"
+            f"relax.mode is {relaxation.mode!r}; search.searcher={config.searcher} draws whole architectures: it needs one of "
+            f"{list(HARD)}"
         )
+    if config.searcher == "score_function" and supernet.choices.composition is not None:
+        raise ValueError("search.searcher=score_function needs independent filters: relax.filters=independent")
     supernet.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()
@@ -95,10 +99,12 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
         images: that train weights in one epoch.
     """
     trained = images * config.epochs
-    if config.searcher == "gumbel" and config.level == "two":
+    if config.searcher == "score_function":
+        trained *= 1 + config.samples * (1 - config.warmup)
+    elif config.searcher == "gumbel" and config.level == "two":
         trained *= 2 - config.warmup
     rounds = config.rounds if config.searcher == "neighbourhood" else config.score_rounds
-    if config.searcher == "gumbel" and config.scores != "measured":
+    if config.searcher != "neighbourhood" and config.scores != "measured":
         rounds = 0
     others = sum((COUNTS if c.by_filter and c.kind == "filters" else c.width - 1) for c in space.searched())
     return round(trained + rounds * config.score_images * (1 + others))

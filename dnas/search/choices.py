@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.search.composition import Composition
-from dnas.search.relax import Relaxation, gumbel_noise, probabilities, relax
+from dnas.search.relax import HARD, Relaxation, gumbel_noise, probabilities, relax
 from dnas.space.choice import Space
 
 SCORE_DECAY = 0.995
@@ -29,6 +29,7 @@ class RelaxedChoices(nn.Module):
         benefit: running mean of minus the task loss' gradient with respect to each option's weight; shape (D, K).
         benefit_weight: total weight of that mean; shape ().
         places: where every decision of a composition stands, the most sensitive filter first; shape (D,), int64.
+        drawn: the last sample, without a gradient.
         forced: decisions that always take their last option: one filter of every group stays; shape (D,), bool.
     """
 
@@ -38,6 +39,7 @@ class RelaxedChoices(nn.Module):
     flat: Tensor
     places: Tensor
     forced: Tensor
+    drawn: Tensor
 
     def __init__(self, space: Space, relaxation: Relaxation, seed: int) -> None:
         super().__init__()
@@ -126,7 +128,7 @@ class RelaxedChoices(nn.Module):
         """A new sample: the weights of all options, shape (D, K)."""
         self.draws += 1
         noise = gumbel_noise(tuple(self.logits.shape), self._generator)
-        hard = self.relaxation.mode == "gumbel_hard"
+        hard = self.relaxation.mode in HARD
         logits, temperature = self._masked(self.logits), float(self.temperature)
         if self.composition is None:
             weights = self._decided(relax(logits, self.relaxation, temperature, noise))
@@ -134,7 +136,17 @@ class RelaxedChoices(nn.Module):
             weights = self._decided(self.composition.sample(logits, self.relaxation, temperature, noise), hard)
         if torch.is_grad_enabled() and weights.requires_grad:
             weights.register_hook(self._accumulate)
+        self.drawn = weights.detach()
         return weights
+
+    def log_probability(self, drawn: Tensor) -> Tensor:
+        """Log probability of a sample of single options, differentiable in the logits; shape ().
+
+        Args:
+            drawn: one-hot, shape (D, K), of independent decisions.
+        """
+        found = torch.log_softmax(self._masked(self.logits), -1).masked_fill(~self.exists, 0.0)
+        return (drawn * found).sum()
 
     def discrete(self, positions: Sequence[int]) -> Tensor:
         """One-hot weights of the option at a position for every decision; shape (D, K)."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dnas.board import Board
-from dnas.engine import Batch, Engine, eagerly
+from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, first_batches
 from dnas.recipe import Optimiser, batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
@@ -110,12 +110,11 @@ class NeighbourhoodTraining:
         """Measures all options around the current architecture, selects, and goes to what was selected."""
         images = first_batches(self.held_back, self.config.score_images, epoch)
         self.supernet.eval()
-        with eagerly(self.network):
-            found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
-            self.scores = found if self.scores is None else self.scores.mean(found)
-            self._go(self.select(self.scores))
-            with batch_statistics(self.supernet):
-                accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
+        found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
+        self.scores = found if self.scores is None else self.scores.mean(found)
+        self._go(self.select(self.scores))
+        with batch_statistics(self.supernet):
+            accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy}
         for name, limit in self.budget.limits(self.supernet.space).items():
             numbers[f"{name}_argmax_over_budget"] = float(self.current.cost(name)) / limit

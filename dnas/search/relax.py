@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MODES = ("gumbel_hard", "gumbel_soft", "softmax")
+MODES = ("gumbel_hard", "reinmax", "gumbel_soft", "softmax")
+HARD = ("gumbel_hard", "reinmax")
+"""Modes whose samples are single options."""
 SCHEDULES = ("exponential", "cosine", "constant")
 FILTERS = ("independent", "composition")
 
@@ -16,6 +18,7 @@ class Relaxation:
     """How choices are relaxed.
 
     mode: `gumbel_hard` samples one option and passes gradients straight through (Jang et al. 2017, arXiv 1611.01144);
+    `reinmax` does, too, with a gradient of second order (Liu et al. 2023, arXiv 2304.08612);
     `gumbel_soft` mixes options by a Gumbel-softmax sample; `softmax` mixes them by their probabilities.
     The temperature goes from `start` to `end` by `schedule` as training goes from 0 to 1.
     filters: of widths by filter: `independent`, every filter has logits of its own; `composition`, a layer learns which
@@ -74,15 +77,32 @@ def relax(logits: Tensor, relaxation: Relaxation, temperature: float, noise: Ten
         noise: shape (C, K), standard Gumbel; not used by `softmax`.
 
     Returns:
-        shape (C, K), rows summing to 1, differentiable in logits; exactly one-hot for `gumbel_hard`.
+        shape (C, K), rows summing to 1, differentiable in logits; exactly one-hot for `gumbel_hard` and `reinmax`.
     """
     if relaxation.mode == "softmax":
         return probabilities(logits, temperature)
+    if relaxation.mode == "reinmax":
+        return _reinmax(logits, temperature, noise.to(logits.device))
     soft = probabilities(logits + noise.to(logits.device), temperature)
     if relaxation.mode == "gumbel_soft":
         return soft
     hard = torch.nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
     return straight_through(soft, hard)
+
+
+def _reinmax(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
+    """A categorical sample with ReinMax' gradient (algorithm 2 of Liu et al. 2023).
+
+    Its backward pass is that of 2 pi_1 - pi_0 / 2, where pi_0 are the probabilities and pi_1 those half-way between the
+    sample and the probabilities at the temperature. It wants temperatures of 1 and more.
+    """
+    chances = probabilities(logits, 1.0)
+    hard = torch.nn.functional.one_hot((logits + noise).argmax(-1), logits.shape[-1]).to(chances.dtype)
+    middle = (hard + probabilities(logits, temperature)).detach() / 2
+    there = torch.where(torch.isfinite(logits), logits, 0.0)
+    shift = (torch.log(middle.clamp_min(1e-30)) - there).detach()
+    moved = torch.softmax(torch.where(torch.isfinite(logits), there + shift, float("-inf")), -1)
+    return straight_through(2 * moved - chances / 2, hard)
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:

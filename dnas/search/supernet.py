@@ -15,7 +15,7 @@ from dnas.search.importance import filter_importance
 from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
 from dnas.search.normalise import MixedNorm, mask_indices
 from dnas.search.order import allowed, force_first, keeping_order, place, place_filters
-from dnas.search.relax import Relaxation
+from dnas.search.relax import HARD, Relaxation
 from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
@@ -233,7 +233,7 @@ class Supernet(nn.Module):
         sample, choices = self._sample, self.choices
         sample.hard = not self._relaxed
         if self.training:
-            matrix, sample.hard = choices.sample(), self.relaxation.mode == "gumbel_hard"
+            matrix, sample.hard = choices.sample(), self.relaxation.mode in HARD
             if self._compiled and torch.is_grad_enabled() and not matrix.requires_grad:
                 matrix.requires_grad_()  # one compiled graph serves steps that train choices and steps that do not
         elif self._relaxed:

@@ -12,9 +12,10 @@ from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, endless
 from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
+from dnas.search.score_function import BASELINES, score_function
 from dnas.search.supernet import Supernet
 
-SEARCHERS = ("gumbel", "neighbourhood")
+SEARCHERS = ("gumbel", "neighbourhood", "score_function")
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
 
@@ -25,7 +26,9 @@ class SearchConfig:
 
     searcher: `gumbel` trains the logits of all choices jointly with the weights, against the budget's penalty;
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
-    `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood).
+    `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood);
+    `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
+    (dnas.search.score_function), without a gradient through the network.
     epochs: of the images that train weights; a fraction is allowed for `neighbourhood`.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
@@ -39,6 +42,8 @@ class SearchConfig:
     batch_size: int = 64
     rounds: int = 3
     mutation: float = 0.25
+    samples: int = 4
+    baseline: str = "leave_one_out"
     warmup: float = 0.25
     level: str = "two"
     distill: float = 0.5
@@ -55,6 +60,12 @@ class SearchConfig:
             raise ValueError(f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood")
         if self.rounds < 1 or not 0 < self.mutation < 1:
             raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
+        if self.baseline not in BASELINES or self.samples < 2:
+            raise ValueError(
+                f"search.baseline is {self.baseline!r} and search.samples {self.samples}; allowed: {list(BASELINES)}, 2 or more"
+            )
+        if self.searcher == "score_function" and self.level != "two":
+            raise ValueError(f"search.level is {self.level!r}; search.searcher=score_function needs two")
         if self.level not in LEVELS:
             raise ValueError(f"search.level is {self.level!r}; allowed: {list(LEVELS)}")
         if self.scores not in SCORE_METHODS:
@@ -148,12 +159,21 @@ class SearchTraining:
 
     def _train_choices(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         freeze(self.supernet.choice_parameters(), False)  # gradients of the weights come along; no optimiser uses them
-        loss = self._loss(x, y)
+        loss = self._scored(x, y) if self.config.searcher == "score_function" else self._loss(x, y)
         penalty = self.budget.penalty(self.supernet)
         self.choice_optimiser.zero_grad(set_to_none=True)
         (loss + penalty).backward()
         self.choice_optimiser.step()
         return {"choice_loss": loss.detach(), "penalty": penalty.detach()}
+
+    def _scored(self, x: Tensor, y: Tensor) -> Tensor:
+        choices, losses, drawn = self.supernet.choices, [], []
+        with torch.no_grad():
+            for _ in range(self.config.samples):
+                losses.append(self._loss(x, y))
+                drawn.append(choices.drawn)
+        logs = torch.stack([choices.log_probability(one) for one in drawn])
+        return score_function(torch.stack(losses), logs, self.config.baseline)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         target = teacher_logits(self.teacher, x, self.config.distill)

@@ -43,7 +43,7 @@ def test_values_become_typed() -> None:
         ({"search": {"epoch": 3}}, ["search.epoch ", "'epochs'", "conf/search/*.yaml"]),
         ({"search": {"optimiser": {"l": 3}}}, ["search.optimiser.l ", "lr"]),
         ({"sarch": {}}, ["sarch", "conf/config.yaml", "'search'"]),
-        ({"search": {"epochs": "3"}}, ["search.epochs", "'3', a str", "int"]),
+        ({"search": {"epochs": "3"}}, ["search.epochs", "'3', a str", "float"]),
         ({"search": {"epochs": True}}, ["search.epochs", "bool"]),
         ({"search": {"epochs": 2.5}}, ["search.epochs", "2.5"]),
         ({"search": {"epochs": None}}, ["search.epochs", "NoneType"]),
