@@ -15,7 +15,7 @@ from dnas.models import ModelConfig
 from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
-from dnas.search.training import SearchConfig
+from dnas.search.training import SearchConfig, check_relaxation
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
 from dnas.space.target import Target
@@ -187,6 +187,7 @@ class Config:
                 f"budget.own.{missing[0]} has no function; add it on the command line: "
                 f"'+cost.functions.{missing[0]}=package.module:function'"
             )
+        check_relaxation(self.search, self.relax)
 
 
 def parse_config(content: DictConfig | Mapping[str, Any]) -> Config:

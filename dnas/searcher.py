@@ -13,10 +13,9 @@ from dnas.search.budget import Budget
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
-from dnas.search.relax import HARD
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, SearchTraining
+from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
 from dnas.select.reference import widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
@@ -58,18 +57,11 @@ def search(
     Raises:
         BudgetError: no architecture of the space meets the budget; before anything is trained.
         NumericsError: a loss or gradient that is not finite.
-        ValueError: a searcher that draws whole architectures with a relaxation that mixes options.
+        ValueError: a searcher and a relaxation that do not go together.
     """
     config, engine, board = config or SearchConfig(), engine or Engine(EngineConfig()), board or Board(None)
     budget.check(supernet.space)
-    relaxation = supernet.relaxation
-    if config.searcher != "gumbel" and relaxation.mode not in HARD:
-        raise ValueError(
-            f"relax.mode is {relaxation.mode!r}; search.searcher={config.searcher} draws whole architectures: it needs one of "
-            f"{list(HARD)}"
-        )
-    if config.searcher == "score_function" and supernet.choices.composition is not None:
-        raise ValueError("search.searcher=score_function needs independent filters: relax.filters=independent")
+    check_relaxation(config, supernet.relaxation)
     supernet.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()

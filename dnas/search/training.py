@@ -12,6 +12,7 @@ from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, endless
 from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
+from dnas.search.relax import HARD, Relaxation
 from dnas.search.score_function import BASELINES, score_function
 from dnas.search.supernet import Supernet
 
@@ -74,6 +75,20 @@ class SearchConfig:
             raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
         if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or not self.epochs > 0:
             raise ValueError("search: epochs > 0, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+
+
+def check_relaxation(config: SearchConfig, relaxation: Relaxation) -> None:
+    """Raises ValueError where a searcher cannot work with a relaxation."""
+    if config.searcher != "gumbel" and relaxation.mode not in HARD:
+        raise ValueError(
+            f"relax.mode is {relaxation.mode!r}; search.searcher={config.searcher} draws whole architectures: it needs one of "
+            f"{list(HARD)}. Use search=gumbel to mix options"
+        )
+    if config.searcher == "score_function" and relaxation.filters != "independent":
+        raise ValueError(
+            f"relax.filters is {relaxation.filters!r}; search.searcher=score_function needs independent filters "
+            "(relax.filters=independent)"
+        )
 
 
 def freeze(parameters: Iterable[nn.Parameter], frozen: bool) -> None:

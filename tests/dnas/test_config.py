@@ -64,6 +64,11 @@ def test_values_become_typed() -> None:
         ({"stage": "train"}, ["stage=train", "preflight"]),
         ({"seed": "one"}, ["seed", "conf/config.yaml", "int"]),
         ({"export": {"formats": []}}, ["export.formats"]),
+        ({"search": {"searcher": "neighbourhood"}, "relax": {"mode": "softmax"}}, ["relax.mode", "search=gumbel"]),
+        (
+            {"search": {"searcher": "score_function"}, "relax": {"filters": "composition"}},
+            ["relax.filters=independent"],
+        ),
     ],
     ids=str,
 )
