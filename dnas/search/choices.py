@@ -148,6 +148,25 @@ class RelaxedChoices(nn.Module):
         found = torch.log_softmax(self._masked(self.logits), -1).masked_fill(~self.exists, 0.0)
         return (drawn * found).sum()
 
+    @torch.no_grad()
+    def concentrate(self, positions: Mapping[str, int | Sequence[int]], mutation: float) -> None:
+        """Sets the logits to a neighbourhood: every decision keeps its position, or takes another one.
+
+        Args:
+            positions: the middle, by choice; of every decision where filters decide.
+            mutation: probability (0 to 1) of another position; of these each step away from the middle halves it.
+        """
+        for name, logits in self.logit_rows().items():
+            taken = positions[name]
+            rows = torch.tensor([taken] if isinstance(taken, int) else list(taken), device=logits.device).unsqueeze(1)
+            steps = (torch.arange(logits.shape[-1], device=logits.device) - rows).abs()
+            others = torch.where(steps > 0, 0.5**steps, 0.0)
+            chances = mutation * others / others.sum(1, keepdim=True)
+            chances = torch.where(steps == 0, 1.0 - mutation, chances)
+            if logits.dim() == 1:  # of a layer, or of a composition: the share of its filters
+                chances = chances.mean(0, keepdim=True)
+            logits.copy_(torch.log(chances.clamp_min(1e-9)).view_as(logits))
+
     def discrete(self, positions: Sequence[int]) -> Tensor:
         """One-hot weights of the option at a position for every decision; shape (D, K)."""
         found = torch.tensor(positions, dtype=torch.int64, device=self.logits.device)

@@ -81,7 +81,7 @@ class NeighbourhoodTraining:
 
     def _go(self, architecture: Architecture) -> None:
         self.current = self.supernet.with_filters(replace(architecture, certificate=None))
-        self.supernet.concentrate(self.current, self.config.mutation)
+        self.supernet.choices.concentrate(self.current.positions(), self.config.mutation)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The round's share of the images: rounds follow each other through the epochs of the data."""

@@ -404,26 +404,6 @@ class Supernet(nn.Module):
         chances = self.choices.rows(self.choices.chances().detach())[choice.name][:, 1]
         return keeping_order(choice, chances, ranks)
 
-    @torch.no_grad()
-    def concentrate(self, architecture: Architecture, mutation: float) -> None:
-        """Sets the logits to a neighbourhood: every choice keeps the architecture's option, or takes another one.
-
-        Args:
-            architecture: the middle.
-            mutation: probability (0 to 1) of another option; of these each step away from the middle halves it.
-        """
-        positions = architecture.positions()
-        for name, logits in self.choices.logit_rows().items():
-            taken = positions[name]
-            rows = torch.tensor([taken] if isinstance(taken, int) else taken, device=logits.device).unsqueeze(1)
-            steps = (torch.arange(logits.shape[-1], device=logits.device) - rows).abs()
-            others = torch.where(steps > 0, 0.5**steps, 0.0)
-            chances = mutation * others / others.sum(1, keepdim=True)
-            chances = torch.where(steps == 0, 1.0 - mutation, chances)
-            if logits.dim() == 1:  # of a layer, or of a composition: the share of its filters
-                chances = chances.mean(0, keepdim=True)
-            logits.copy_(torch.log(chances.clamp_min(1e-9)).view_as(logits))
-
     def with_filters(self, architecture: Architecture) -> Architecture:
         """The architecture with the filters to keep filled in by this supernet's ranking, where it has none."""
         kept = dict(architecture.kept or {})

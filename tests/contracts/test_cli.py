@@ -214,7 +214,7 @@ WRONG = {
     "serach.epochs=1": ["serach.epochs", "search.epochs"],
     "foo=1": ["foo", "conf/config.yaml", "seed"],
     "model=resnet9": ["conf/model/resnet9.yaml", "resnet8"],
-    "search.epochs=abc": ["search.epochs", "'abc'", "int"],
+    "search.epochs=abc": ["search.epochs", "'abc'", "float"],
     "relax.mode=hard": ["relax.mode", "gumbel_hard"],
     "budget.bops=-1": ["budget.bops is -1", "share"],
     "budget.bops=0.0001": ["budget.bops=0.0001", "smallest", "raise the budget"],

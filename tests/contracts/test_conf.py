@@ -21,6 +21,8 @@ REQUIRED = {
     "data/image_folder.yaml": ["data.path=images.zip"],
     "data/custom.yaml": ["data.train._target_=my_package.Set", "+data.train.split=train"],
     "model/custom.yaml": ["model.target=my_package:Net", "+model.arguments.depth=20"],
+    "relax/softmax.yaml": ["search=gumbel"],
+    "relax/gumbel_soft.yaml": ["search=gumbel"],
     "experiment/cifar10_resnet8.yaml": ["data.path=images.zip"],
 }
 

@@ -68,13 +68,13 @@ def test_a_choice_leaves_the_middle_as_often_as_it_is_told() -> None:
     model, space = built()
     supernet = Supernet(model, space)
     middle = uniform_architecture(space, 4, 2, 1.0)
-    supernet.concentrate(middle, 0.3)
+    supernet.choices.concentrate(middle.positions(), 0.3)
     chances = {name: p.tolist() for name, p in supernet.probabilities().items()}
     for choice in space.searched():
         assert chances[choice.name][choice.index(middle[choice.name])] == pytest.approx(0.7)
     layer = next(c for c in space.searched() if c.kind == "weight_bits")
     assert chances[layer.name] == pytest.approx([0.15, 0.7, 0.15])
-    supernet.concentrate(uniform_architecture(space, 2, 2, 1.0), 0.3)
+    supernet.choices.concentrate(uniform_architecture(space, 2, 2, 1.0).positions(), 0.3)
     assert supernet.probabilities()[layer.name].tolist() == pytest.approx([0.7, 0.2, 0.1])
     supernet.train()
     drawn = 0
@@ -88,7 +88,7 @@ def test_filters_that_decide_stay_in_the_neighbourhood_too() -> None:
     model, space = built(granularity="filter")
     supernet = Supernet(model, space)
     middle = first_architecture(space, BUDGET)
-    supernet.concentrate(middle, 0.2)
+    supernet.choices.concentrate(middle.positions(), 0.2)
     found, positions = supernet.most_probable(), middle.positions()
     for choice in space.searched():
         rows = supernet.probabilities()[choice.name].detach().reshape(-1, choice.width)
@@ -104,7 +104,7 @@ def test_a_composition_gives_each_width_the_share_of_filters_that_the_middle_doe
     model, space = built(granularity="filter")
     supernet = Supernet(model, space, Relaxation(filters="composition"))
     middle = first_architecture(space, BUDGET)
-    supernet.concentrate(middle, 0.2)
+    supernet.choices.concentrate(middle.positions(), 0.2)
     for choice in space.searched():
         if choice.kind == "weight_bits":
             shares = supernet.probabilities()[choice.name].detach().mean(0)
