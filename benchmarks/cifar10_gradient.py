@@ -1,6 +1,6 @@
 """Does drawing one option per step cost accuracy? `python benchmarks/cifar10_gradient.py /path/to/cifar10.zip`.
 
-CIFAR-10, ResNet-8: searches with the default relaxation (one option drawn per step, straight-through gradients) beside
+CIFAR-10, ResNet-8: Gumbel searches with the default relaxation (one option drawn per step, straight-through gradients) beside
 searches with the exact gradient of the relaxed network (`relax=softmax`: every option in every step, nothing drawn), the same
 images and epochs, two budgets, three seeds, one float network per seed. Then the same retraining, and the test set once per
 run. Runs are kept in a folder and resume; benchmarks/results/cifar10_gradient.json gets a row per finished run.
@@ -38,8 +38,9 @@ def run(data: str, runs: Path, mode: str, budget: str, seed: int) -> dict[str, A
     first, folder = runs / f"default-w2a2-{seed}", runs / f"{mode}-{budget}-{seed}"
     arguments = [
         f"data.path={data}", f"data.limit_train={IMAGES}", f"seed={seed}", f"budget.bops={BUDGETS[budget]}",
-        f"relax={MODES[mode]}", "retrain.baselines=[]", "pretrain.epochs=10", "search.epochs=6", "search.score_images=1024",
-        "retrain.epochs=4",
+        "search=gumbel", f"relax={MODES[mode]}", "retrain.baselines=[]", "pretrain.epochs=10", "search.epochs=6",
+        "search.score_rounds=1", "search.distill=0.5", "retrain.epochs=4", "retrain.distill=0.5", "retrain.optimiser.lr=0.02",
+        "space.filters=[0.25,0.5,0.75,1.0]", "data.choices_share=0.5",
         "export.images=200", "export.qonnx_images=2",
     ]  # fmt: skip
     if folder != first:

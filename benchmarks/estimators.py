@@ -37,7 +37,7 @@ from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 
 RESULT = Path(__file__).parent / "results" / "estimators.json"
-SAMPLES, DRAWS, IMAGES, SUPERNET_EPOCHS = 4, 400, 128, 12
+SAMPLES, DRAWS, IMAGES, SUPERNET_EPOCHS = 4, 200, 128, 12
 SPACE: dict[str, Any] = {
     "weight_bits": (2, 4, 8), "act_bits": (2, 8), "filters": (0.5, 1.0), "exclude": ("layer1.*", "layer2.*", "fc", "conv1"),
 }  # fmt: skip

@@ -74,6 +74,42 @@ def holm(values: Sequence[float]) -> list[float]:
     return found
 
 
+def components(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Variance components of a balanced nested design: search seeds, and retraining seeds within each.
+
+    Args:
+        groups: for every search seed the accuracies of its retrainings, equally many (2 or more).
+
+    Returns:
+        `retraining` and `search`: standard deviation and its 95 % interval (of the second the interval of the ratio of both
+        variances, times the first: Searle et al. 1992, section 3.6); `p`: of no variance between searches.
+    """
+    count, size = len(groups), len(groups[0])
+    within = statistics.mean(statistics.variance(group) for group in groups)
+    between = size * statistics.variance([statistics.mean(group) for group in groups])
+    inner, outer = count * (size - 1), count - 1
+    ratio = between / within
+    low, high = (max(0.0, (ratio / float(stats.f.ppf(q, outer, inner)) - 1) / size) * within for q in (0.975, 0.025))
+    edges = [(inner * within / float(stats.chi2.ppf(q, inner))) ** 0.5 for q in (0.975, 0.025)]
+    return {
+        "retraining": {"sd": within**0.5, "interval": edges},
+        "search": {"sd": max(0.0, (between - within) / size) ** 0.5, "interval": [low**0.5, high**0.5]},
+        "p": float(stats.f.sf(ratio, outer, inner)), "searches": count, "retrainings": size,
+    }  # fmt: skip
+
+
+def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
+    """The components of our method at a budget; None where no search was retrained several times."""
+    found: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance"):
+            found.setdefault(row["search_seed"], {})[row["retrain_seed"]] = row["accuracy"]
+    size = min((len(group) for group in found.values()), default=0)
+    if size < 2 or len(found) < 2:
+        return None
+    return components([[group[seed] for seed in sorted(group)[:size]] for group in found.values()])
+
+
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the tables show."""
     budgets = list(dict.fromkeys(r["budget_id"] for r in rows if r["budget_id"]))
@@ -88,7 +124,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs = {f"ours - {other}": difference(rows, other, budget) for other in ("uniform", "random")}
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
-            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs,
+            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": nested(rows, budget),
         }  # fmt: skip
     for name in ("ours - uniform", "ours - random"):
         given = [b["differences"][name] for b in found["budgets"].values() if b["differences"][name]]

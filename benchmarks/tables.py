@@ -158,8 +158,52 @@ def _random_networks(content: dict[str, Any]) -> str:
     return "\n".join(["| random networks | |", "| --- | --- |", *(f"| {what} | {n:,} |" for what, n in rows.items())])
 
 
+def _verdict(content: dict[str, Any]) -> str:
+    """Ours beside uniform and random networks at every budget, with paired differences."""
+    lines = [
+        "| budget, BOPs of 8-bit | best uniform | random | **dnas** | dnas - uniform, paired | dnas - random | spent by dnas |",
+        "| --- " * 7 + "|",
+    ]
+    for found in content["budgets"].values():
+        cells = [f"{found['bops']:.2%}"]
+        for method in ("uniform", "random", "ours"):
+            one = found["methods"][method]
+            text = (
+                ""
+                if one is None
+                else f"{one['mean']:.2f}" + (f" ± {one['sd']:.2f} ({one['n']})" if one["sd"] else " (1)")
+            )
+            names = ", ".join(found["uniform"])
+            cells.append(f"{text}, {names}" if method == "uniform" and one else text)
+        for pair in found["differences"].values():
+            cells.append("" if pair is None else f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}")
+        ours = found["methods"]["ours"]
+        cells.append("" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
+
+
+def _estimators(content: dict[str, Any]) -> str:
+    """Bias and deviation of gradient estimators, smallest to largest over the networks."""
+    lines = ["| estimator | bias | standard deviation | cosine of its mean |", "| --- " * 4 + "|"]
+    for name in content["runs"][0]:
+        cells = []
+        for key in ("bias", "sd", "cosine"):
+            values = [run[name][key] for run in content["runs"]]
+            cells.append(f"{min(values):.2f} to {max(values):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    ratios = [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
+    return "\n".join(lines) + (
+        f"\n\nLeave-one-out cuts the score function's deviation {min(ratios):.0f} to {max(ratios):.0f} times."
+    )
+
+
 def table(content: dict[str, Any]) -> str:
     """A result file as Markdown."""
+    if content["type"] == "dnas.Verdict":
+        return _verdict(content)
+    if content["type"] == "dnas.Estimators":
+        return _estimators(content)
     if content["type"] == "dnas.ByFilter":
         return _by_filter(content)
     if content["type"] == "dnas.RandomNetworks":
