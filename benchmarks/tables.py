@@ -184,7 +184,7 @@ def _verdict(content: dict[str, Any]) -> str:
 
 
 def _estimators(content: dict[str, Any]) -> str:
-    """Bias and deviation of gradient estimators, smallest to largest over the networks; the draws' noise is taken off biases."""
+    """Bias (less the draws' own noise) and deviation of gradient estimators, smallest to largest over the networks."""
     lines = ["| estimator | bias | standard deviation | cosine of its mean |", "| --- " * 4 + "|"]
     for name in content["runs"][0]:
         cells = []
