@@ -30,6 +30,8 @@ from dnas.stages.retrain import summary
 from quant.files import write_atomically
 
 QUIET = Console(quiet=True)
+COMMIT = source_commit()
+"""Of the code that this process runs, whatever happens to the files meanwhile."""
 ENGINE = EngineConfig(threads=1, compile="always", progress=False)
 """Two processes of one thread fill two cores better than one process of two."""
 
@@ -108,8 +110,8 @@ def float_network(setting: Setting, budget: float) -> dict[str, Any]:
     save_weights(folder / "float.safetensors", model)
     found = {
         "model": setting.model, "method": "float", "role": "main", "budget_id": None, "budgets": {}, "costs": {},
-        "search_seed": None, "retrain_seed": run.config.seed, **_accuracies(run, model), "images_search": 0,
-        "images_retrain": len(train) * config.batch_size * config.epochs, **_stamp(start),
+        "search_seed": None, "retrain_seed": run.config.seed, **accuracies(run, model), "images_search": 0,
+        "images_retrain": len(train) * config.batch_size * config.epochs, **stamp(start),
     }  # fmt: skip
     write_atomically(row, json.dumps(found, indent=1))
     return found
@@ -154,9 +156,9 @@ def train(setting: Setting, job: Job) -> dict[str, Any]:
     found = {
         "model": setting.model, **{k: v for k, v in asdict(job).items() if k not in ("budget", "epochs")},
         "architecture": summary(architecture), "budgets": {"bops": job.budget},
-        "costs": {"bops": float(architecture.cost("bops", relative=True))}, **_accuracies(run, model),
+        "costs": {"bops": float(architecture.cost("bops", relative=True))}, **accuracies(run, model),
         "images_search": run.folder.read_json("search.json", "search")["images"] if searched else 0,
-        "images_retrain": len(batches) * config.batch_size * config.epochs, **_stamp(start),
+        "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
         "options": dict(architecture.options),
     }  # fmt: skip
     write_atomically(file, json.dumps(found, indent=1))
@@ -185,13 +187,15 @@ def _architecture(run: Run, job: Job) -> Architecture:
     return run.architecture()
 
 
-def _accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
+def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
+    """Test and validation accuracy, %."""
     return {
         "accuracy": evaluate(model, run.batches("test", 500, False).epoch(0))[0],
         "validation_accuracy": evaluate(model, run.batches("validation", 500, False).epoch(0))[0],
     }
 
 
-def _stamp(start: float) -> dict[str, Any]:
+def stamp(start: float) -> dict[str, Any]:
+    """Seconds since `start`, commit and versions."""
     versions = {name: version(name) for name in ("torch", "brevitas", "numpy", "scipy")}
-    return {"seconds": round(time.perf_counter() - start, 1), "commit": source_commit(), "versions": versions}
+    return {"seconds": round(time.perf_counter() - start, 1), "commit": COMMIT, "versions": versions}

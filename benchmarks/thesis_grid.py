@@ -1,0 +1,196 @@
+"""The seed thesis' own experiment, in miniature: `python benchmarks/thesis_grid.py /path/to/cifar10.zip`
+
+Zur's thesis concluded from a grid that heterogeneous networks vary too much for a search to pay. In that grid only the first
+convolution's filters vary over the joint (weight, activation) pairs (2,2), (2,4), (3,3), (8,8); everything else is at (3,3).
+Here: random compositions of that layer, several retraining seeds each; and the same with the filters of every layer varied, at
+the cost of (3,3) everywhere. What part of the variance is the architecture's, what part the seed's? ResNet-8, from the float
+network of the Pareto benchmark (run that first). Resumes; writes results/thesis_grid.json and thesis_grid.png.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from pareto_runs import ENGINE, QUIET, Setting, accuracies, stamp
+from pareto_verdict import components
+
+from dnas.board import Board
+from dnas.engine import Engine, derived_seed
+from dnas.retrain import retrain
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
+from dnas.stages.context import open_folder
+from quant.files import write_atomically
+
+HERE = Path(__file__).parent
+RESULT, PICTURE = HERE / "results" / "thesis_grid.json", HERE / "results" / "thesis_grid.png"
+PAIRS = ((2, 2), (2, 4), (3, 3), (8, 8))
+OVERRIDES = (
+    "space.granularity=filter", "space.act_granularity=filter", "space.weight_bits=[2,3,8]", "space.act_bits=[2,3,4,8]",
+    "space.filters=[1.0]",
+)  # fmt: skip
+PARTS = ("first convolution", "every layer")
+COMPOSITIONS, SEEDS, EPOCHS = 12, 3, 1
+FIRST = "conv1"
+
+
+def composition(count: int, generator: np.random.Generator, tilt: float = 0.0) -> list[tuple[int, int]]:
+    """Pairs of `count` filters: shares drawn evenly from the simplex, tilted to cheap pairs, dealt out at random."""
+    shares = generator.dirichlet(np.ones(len(PAIRS))) * np.exp(-tilt * np.array([w * a for w, a in PAIRS]) / 64)
+    taken = generator.choice(len(PAIRS), size=count, p=shares / shares.sum())
+    return [PAIRS[i] for i in taken]
+
+
+def at_three(space: Space) -> dict[str, Any]:
+    """Every width at 3 bits."""
+    found: dict[str, Any] = {}
+    for choice in space.choices:
+        if choice.kind == "filters" or not choice.searched:
+            found[choice.name] = (choice.options[-1],) * choice.count if choice.by_filter else choice.options[-1]
+        else:
+            found[choice.name] = (3,) * choice.count if choice.by_filter else 3
+    return found
+
+
+def drawn(space: Space, part: str, number: int) -> Architecture:
+    """Composition `number` of a part; of every layer one that spends 96 to 100 % of what (3,3) everywhere does."""
+    generator, options = np.random.default_rng(number), at_three(space)
+    limit = float(Architecture(space, options).cost("bops"))
+    reader = {layer.name: layer for layer in space.layers}["layer1.0.conv1"]
+    if part == PARTS[0]:
+        pairs = composition(space.choice(f"{FIRST}.weight_bits").count, generator)
+        own: dict[str, Any] = {
+            f"{FIRST}.weight_bits": tuple(w for w, _ in pairs),
+            reader.act_choice: tuple(a for _, a in pairs),
+        }
+        return Architecture(space, options | own)
+    searched = [c for c in space.searched() if c.kind != "filters"]
+    tilt, low, high = 0.0, -8.0, 24.0
+    for _ in range(20_000):
+        own = {}
+        for choice in searched:
+            pairs = composition(choice.count, generator, tilt)
+            side = 0 if choice.kind == "weight_bits" else 1
+            own[choice.name] = tuple(pair[side] for pair in pairs) if choice.by_filter else pairs[0][side]
+        found = Architecture(space, options | own)
+        spent = float(found.cost("bops")) / limit
+        if 0.96 <= spent <= 1.0:
+            return found
+        low, high = (tilt, high) if spent > 1.0 else (low, tilt)
+        tilt = (low + high) / 2
+        if high - low < 0.05:
+            low, high = low - 4.0, high + 4.0
+    raise RuntimeError(f"no composition of every layer was drawn at the cost of (3,3); the last one spends {spent:.0%}")
+
+
+def train(setting: Setting, part: str, number: int, seed: int) -> dict[str, Any]:
+    """Trains one network, unless its row is there; its row."""
+    file = setting.runs / "grid_rows" / f"{part.replace(' ', '_')}-{number}-{seed}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    start = time.perf_counter()
+    run = open_folder(setting.runs / "grid", Engine(ENGINE, QUIET), QUIET)
+    own = replace(run, config=replace(run.config, seed=seed))
+    supernet = run.supernet(trained=False)
+    supernet.calibrate(run.images("weights", run.config.space.calibration_images))
+    architecture = supernet.with_filters(drawn(run.space, part, number))
+    model, config = run.realised(architecture, None, supernet), replace(run.config.retrain, epochs=EPOCHS)
+    batches = own.batches(own.data.training(), config.batch_size, True, "retrain")
+    retrain(
+        model, batches, own.batches("validation", 500, False), run.float_model(), config, run.engine, None, Board(None),
+        derived_seed(seed, "retrain"),
+    )  # fmt: skip
+    row = {
+        "model": setting.model, "part": part, "composition": number, "retrain_seed": seed, **accuracies(run, model),
+        "costs": {"bops": float(architecture.cost("bops", relative=True))},
+        "images_retrain": len(batches) * config.batch_size * EPOCHS, **stamp(start),
+    }  # fmt: skip
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, json.dumps(row, indent=1))
+    return row
+
+
+def grouped(rows: Sequence[dict[str, Any]], part: str) -> dict[int, list[float]]:
+    """Test accuracies by composition; only those with all seeds."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row["part"] == part:
+            found.setdefault(row["composition"], []).append(row["accuracy"])
+    return {number: values for number, values in found.items() if len(values) == SEEDS}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Variance components and the spread of costs, by part."""
+    found = {}
+    for part in PARTS:
+        groups, costs = list(grouped(rows, part).values()), [r["costs"]["bops"] for r in rows if r["part"] == part]
+        if len(groups) >= 2:
+            split = components(groups)
+            found[part] = {
+                "architecture": split["search"], "retraining": split["retraining"], "p": split["p"], "n": len(groups),
+                "seeds": SEEDS, "costs": [min(costs), max(costs)],
+                "means": [min(map(statistics.mean, groups)), max(map(statistics.mean, groups))],
+            }  # fmt: skip
+    return found
+
+
+def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Compositions in the order of their means, a point for every seed."""
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True, layout="constrained")
+    for panel, part in zip(panels, PARTS, strict=True):
+        groups = sorted(grouped(rows, part).values(), key=statistics.mean)
+        for i, values in enumerate(groups):
+            panel.plot([i, i], [min(values), max(values)], color="#b0b7bf", linewidth=1.5, zorder=1)
+            panel.scatter([i] * len(values), values, s=12, color="#0072b2", linewidths=0, zorder=2)
+            panel.scatter([i], [statistics.mean(values)], s=34, color="#d55e00", marker="_", zorder=3)
+        panel.set_title(f"{part} varied", fontsize=10)
+        panel.set_xlabel("composition, in the order of its mean")
+        panel.set_xticks([])
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy, %")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="cifar10.zip")
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    given = parser.parse_args()
+    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", OVERRIDES)
+    weights = setting.runs / "float" / "float.safetensors"
+    setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={weights}")
+    shared = setting.runs / "grid" / "float.safetensors"
+    if not shared.exists():
+        shared.write_bytes(weights.read_bytes())
+    jobs = [(part, number, seed) for number in range(COMPOSITIONS) for seed in range(SEEDS) for part in PARTS]
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(train, setting, *job) for job in jobs]):
+            rows.append(done.result())
+            print({key: rows[-1][key] for key in ("part", "composition", "retrain_seed", "accuracy")}, flush=True)
+            order = sorted(rows, key=lambda r: (r["part"], r["composition"], r["retrain_seed"]))
+            content = {"type": "dnas.ThesisGrid", "version": 1, "summary": summary(order), "rows": order}
+            RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    picture(rows, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
