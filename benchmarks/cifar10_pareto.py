@@ -71,7 +71,7 @@ def better_start(rows: Sequence[dict[str, Any]], budget_id: str) -> str:
         values = [
             r["validation_accuracy"]
             for r in rows
-            if (*_cell(r), r["start"]) == ("random", budget_id, 0, start)
+            if (*_cell(r), r.get("start")) == ("random", budget_id, 0, start)
         ]  # fmt: skip
         means[start] = statistics.mean(values) if values else 0.0
     return max(means, key=lambda start: means[start])
