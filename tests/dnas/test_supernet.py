@@ -109,7 +109,7 @@ def test_weights_of_options_sum_to_one(mode: str) -> None:
     for name, weights in supernet._sample.weights.items():
         assert float(weights.detach().sum()) == pytest.approx(1.0, abs=1e-6), name
         hard = sorted(weights.detach().tolist())[-1] == 1.0
-        assert hard == (mode == "gumbel_hard" or len(weights) == 1), name
+        assert hard == (mode in ("gumbel_hard", "reinmax") or len(weights) == 1), name
 
 
 def test_a_resumed_supernet_draws_the_same() -> None:
