@@ -117,13 +117,13 @@ def float_network(setting: Setting, budget: float) -> dict[str, Any]:
     return found
 
 
-def search(setting: Setting, variant: str, budget_id: str, budget: float, seed: int, *overrides: str) -> Path:
+def search(setting: Setting, variant: str, budget_id: str, budget: float, seed: int) -> Path:
     """Searches, or goes on with a search, and selects; the run folder."""
     folder = setting.runs / f"search-{variant}-{budget_id}-s{seed}"
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(
         folder, ("preflight", "search", "select"), f"budget.bops={budget}", f"seed={seed}",
-        f"model.checkpoint={weights}", *overrides,
+        f"model.checkpoint={weights}",
     )  # fmt: skip
     return folder
 

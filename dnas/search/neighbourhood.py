@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, first_batches
-from dnas.recipe import Optimiser, batch_statistics, evaluate, task_loss, teacher_logits
+from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
 from dnas.search.measure import measure_scores
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, freeze
+from dnas.search.training import SearchConfig, freeze, weight_optimiser
 from dnas.space.architecture import Architecture
 
 Select = Callable[[Scores], Architecture]
@@ -54,7 +54,7 @@ class NeighbourhoodTraining:
         """Sets up the optimiser and goes to the neighbourhood of `start`.
 
         Args:
-            supernet: what is trained; its relaxation is `gumbel_hard`.
+            supernet: what is trained; its relaxation draws single options.
             start: where the first round is.
             select: from scores to the next architecture.
             budget: for the numbers that are shown.
@@ -73,9 +73,7 @@ class NeighbourhoodTraining:
         self.epochs = config.rounds
         self.scores: Scores | None = None
         self.forward = engine.fabric.setup_module(supernet)
-        trained = {id(p) for p in supernet.weight_parameters()}
-        named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
-        self.optimiser = Optimiser(named, supernet.step_parameters(), config.optimiser)
+        self.optimiser = weight_optimiser(supernet, config)
         freeze(supernet.choice_parameters(), True)
         self._go(start)
 

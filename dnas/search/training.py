@@ -97,6 +97,13 @@ def freeze(parameters: Iterable[nn.Parameter], frozen: bool) -> None:
         parameter.requires_grad_(not frozen)
 
 
+def weight_optimiser(supernet: Supernet, config: SearchConfig) -> Optimiser:
+    """The optimiser of a supernet's weights and step sizes."""
+    trained = {id(p) for p in supernet.weight_parameters()}
+    named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
+    return Optimiser(named, supernet.step_parameters(), config.optimiser)
+
+
 class SearchTraining:
     """One `step` is one batch of weights and, after the warm-up, one of choices."""
 
@@ -135,9 +142,7 @@ class SearchTraining:
         self.forward = engine.fabric.setup_module(supernet)
         for name in budget.caps:
             supernet.multiplier(name)
-        trained = {id(p) for p in supernet.weight_parameters()}
-        named = [(name, p) for name, p in supernet.named_parameters() if id(p) in trained]
-        self.optimiser = Optimiser(named, supernet.step_parameters(), config.optimiser)
+        self.optimiser = weight_optimiser(supernet, config)
         self.choice_optimiser = torch.optim.Adam(supernet.choice_parameters(), lr=config.choice_lr, betas=(0.5, 0.999))
 
     def batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
