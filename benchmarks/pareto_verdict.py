@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from scipy import stats
+
+from dnas.report.plots import Panel, Point, pareto_picture
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 VERDICT = RESULTS / "cifar10_pareto_verdict.json"
 PICTURE = RESULTS / "cifar10_pareto.png"
-LABELS = {"ours": "dnas", "uniform": "best uniform", "random": "random, equal cost"}
-COLOURS = {"ours": "#0b6e4f", "uniform": "#c8553d", "random": "#7f7f7f"}
+METHODS = ("ours", "uniform", "random")
 
 
 def by_seed(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, list[float]]:
@@ -117,7 +114,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "dnas.Verdict", "version": 1, "model": rows[0]["model"], "budgets": {}}
     found["float"] = statistics.mean(r["accuracy"] for r in rows if r["method"] == "float")
     for budget in budgets:
-        methods = {method: summary(rows, method, budget) for method in LABELS}
+        methods = {method: summary(rows, method, budget) for method in METHODS}
         chosen = [
             r["architecture"] for r in rows if (r["method"], r["budget_id"], r["role"]) == ("uniform", budget, "main")
         ]
@@ -133,28 +130,19 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def picture(rows: Sequence[dict[str, Any]], found: dict[str, Any], path: Path) -> None:
-    """Accuracy over cost: single networks as points, means as lines."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for method in ("random", "uniform", "ours"):
-        own = [r for r in rows if r["method"] == method and r["role"] == "main"]
-        if not own:
-            continue
-        axes.scatter([100 * r["costs"]["bops"] for r in own], [r["accuracy"] for r in own], s=14, alpha=0.45,
-                     color=COLOURS[method], linewidths=0)  # fmt: skip
-        means = [b["methods"][method] for b in found["budgets"].values() if b["methods"][method]]
-        axes.plot([100 * m["cost"] for m in means], [m["mean"] for m in means], "o-", color=COLOURS[method],
-                  label=LABELS[method], markersize=6)  # fmt: skip
-    axes.axhline(found["float"], color="black", linewidth=0.8, linestyle=":", label="float32")
-    axes.set(xscale="log", xlabel="BOPs, % of the full network's at 8 bits", ylabel="test accuracy, %")
-    ticks = [100 * b["bops"] for b in found["budgets"].values()]
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_title("CIFAR-10, ResNet-8: every network by the same recipe, test set read once", fontsize=10)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def picture(found: dict[str, Any], path: Path) -> None:
+    """Mean accuracy over cost, with the spread between single networks, as the project's reports draw it."""
+    points = [
+        Point(method, one["cost"], one["mean"], one["sd"], one["n"])
+        for content in found["budgets"].values()
+        for method, one in content["methods"].items()
+        if one
+    ]
+    budgets = tuple(content["bops"] for content in found["budgets"].values())
+    panel = Panel(
+        "CIFAR-10, ResNet-8", points, budgets=budgets, float_accuracy=found["float"], connect=len(budgets) > 1
+    )
+    path.write_bytes(pareto_picture([panel]).png())
 
 
 def main() -> None:
@@ -162,7 +150,7 @@ def main() -> None:
     rows = json.loads(ROWS.read_text(encoding="utf-8"))
     found = verdict(rows)
     VERDICT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    picture(rows, found, PICTURE)
+    picture(found, PICTURE)
     for budget, content in found["budgets"].items():
         print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])
 

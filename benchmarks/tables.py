@@ -180,7 +180,11 @@ def _verdict(content: dict[str, Any]) -> str:
         ours = found["methods"]["ours"]
         cells.append("" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
+    ours = [found["methods"]["ours"] for found in content["budgets"].values() if found["methods"]["ours"]]
+    shares = sorted(one["images_search"] / one["images_retrain"] for one in ours)
+    return "\n".join(lines) + (
+        f"\n\nFloat network: {content['float']:.2f} %. A search sees the images of {shares[0]:.2f} to {shares[-1]:.2f} retrainings."
+    )
 
 
 def _estimators(content: dict[str, Any]) -> str:

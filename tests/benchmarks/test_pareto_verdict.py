@@ -81,5 +81,5 @@ def test_the_verdict_is_json_and_a_picture(tmp_path: Path) -> None:
     assert text["methods"]["ours"]["n"] == 3
     assert text["methods"]["random"] == {**text["methods"]["random"], "n": 9, "seeds": 3, "mean": 62.0}
     assert text["variance"] is None  # the third search was retrained once
-    picture(ROWS, found, tmp_path / "picture.png")
+    picture(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
