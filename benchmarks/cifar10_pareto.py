@@ -5,20 +5,20 @@ methods start from one float network, get the same recipe and the same number of
 baselines that start from float weights as many in training alone. At every budget:
 
 - ours: search, exact selection, retraining from the supernet.
-- uniform: every pair of widths at the largest share of filters that fits is trained for one epoch, the best three of them
-  in full with seed 0, the best of these with every seed, from float weights and from the supernet's. The better one of a
-  seed is its baseline. All of this is decided on the validation images.
-- random: three architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
+- uniform: every pair of widths at the largest share of filters that fits is trained for one epoch, the best two of them in
+  full with seed 0, the better one of these from the supernet of our search, too, then with every seed from the start that
+  was better. The best of a seed's is its baseline. All of this is decided on the validation images.
+- random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 
-Everything resumes; benchmarks/results/cifar10_pareto.json gets a row per finished training. Runs of the same image, code and
-processor give the same rows.
+Everything resumes, from the rows in benchmarks/results/cifar10_pareto.json as well, which gets one per finished training. Runs
+of the same images, code and processor give the same rows.
 """
 
 import argparse
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
@@ -29,6 +29,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 from pareto_runs import Job, Setting, float_network, search, train, uniform_rules
 
+from quant.files import write_atomically
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_pareto.json"
 BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.25884621}
@@ -36,15 +38,25 @@ BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.2588
 FLOAT_EPOCHS = 6
 """Of training from float weights: at least the images of a search and a retraining together."""
 RANDOM = 3
-SCREENED, FINALISTS = 3, 1
-"""Uniform networks that seed 0 trains in full after an epoch of all of them; those of these that other seeds train, too."""
+"""Random architectures of a seed."""
+FINALISTS = 2
+"""Uniform networks that seed 0 trains in full after an epoch of all of them."""
 
 
 def finished(setting: Setting) -> list[dict[str, Any]]:
     """All rows, the float network's first."""
     float_row = setting.runs / "float" / "row.json"
     files = [*([float_row] if float_row.exists() else []), *sorted((setting.runs / "rows").glob("*.json"))]
-    return with_roles([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    return with_roles([{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files])
+
+
+def restore(setting: Setting) -> None:
+    """Takes the rows of the result file that the run folder lacks for finished."""
+    (setting.runs / "rows").mkdir(parents=True, exist_ok=True)
+    for row in json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []:
+        file = setting.runs / "rows" / f"{row['key']}.json"
+        if row["method"] != "float" and row["model"] == setting.model and not file.exists():
+            write_atomically(file, json.dumps(row, indent=1))
 
 
 def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +68,7 @@ def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]))
             row["role"] = "main" if row is best else "candidate"
         if row["method"] == "random":
-            row["role"] = "main" if row["start"] == better_start(found, row["budget_id"]) else "candidate"
+            row["role"] = "main" if row["start"] == better_start(found, "random", row["budget_id"]) else "candidate"
     return found
 
 
@@ -64,14 +76,14 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["method"], row["budget_id"], row["retrain_seed"]
 
 
-def better_start(rows: Sequence[dict[str, Any]], budget_id: str) -> str:
-    """Which start gives random architectures the higher mean validation accuracy at seed 0."""
+def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str:
+    """Which start gives networks of a method the higher mean validation accuracy at seed 0."""
     means = {}
     for start in ("float", "supernet"):
         values = [
             r["validation_accuracy"]
             for r in rows
-            if (*_cell(r), r.get("start")) == ("random", budget_id, 0, start)
+            if (*_cell(r), r.get("start")) == (method, budget_id, 0, start) and r["role"] != "screen"
         ]  # fmt: skip
         means[start] = statistics.mean(values) if values else 0.0
     return max(means, key=lambda start: means[start])
@@ -108,29 +120,30 @@ class Plan:
         self.trained([replace(self.ours, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
 
     def uniform(self) -> None:
-        """Every uniform network for an epoch, the best in full, the best of all with every seed and from both starts."""
+        """Every uniform network for an epoch, the best in full and from both starts, that one with every seed."""
         rules, base = uniform_rules(self.setting, BUDGETS[self.budget_id]), replace(self.floating, method="uniform")
-        for job, count in ((replace(base, epochs=1, role="screen"), SCREENED), (base, 1)):
+        for job, count in ((replace(base, epochs=1, role="screen"), FINALISTS), (base, 1)):
             rows = self.trained([replace(job, architecture=rule) for rule in rules])
             found = {rule: row["validation_accuracy"] for rule, row in zip(rules, rows, strict=True)}
             rules = sorted(rules, key=lambda rule: -found[rule])[:count]
-        jobs = [replace(base, architecture=rules[0], retrain_seed=seed) for seed in self.seeds]
-        shared = replace(self.ours, method="uniform", role="candidate", architecture=rules[0])
-        self.trained(jobs + [replace(shared, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+        self._both_starts("uniform", lambda seed: [rules[0]])
 
-    def random(self) -> None:
-        """Random architectures: the first seed's from both starts, the others' from the better one."""
-        first, *others = self.seeds
-        self.trained([job for start in ("float", "supernet") for job in self._random(first, start)])
-        start = better_start(finished(self.setting), self.budget_id)
-        self.trained([job for seed in others for job in self._random(seed, start)])
+    def random(self, count: int) -> None:
+        """As many random architectures per seed."""
+        self._both_starts("random", lambda seed: [f"random {RANDOM * seed + i}" for i in range(count)])
 
-    def _random(self, seed: int, start: str) -> list[Job]:
-        base = self.floating if start == "float" else replace(self.ours, search_seed=seed)
-        return [
-            replace(base, method="random", role="main", architecture=f"random {RANDOM * seed + i}", retrain_seed=seed)
-            for i in range(RANDOM)
-        ]
+    def _both_starts(self, method: str, rules: Callable[[int], list[str]]) -> None:
+        """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one."""
+        starts = {"float": self.floating, "supernet": replace(self.ours, role="candidate")}
+
+        def jobs(seed: int, start: str) -> list[Job]:
+            base = replace(starts[start], method=method, retrain_seed=seed)
+            base = replace(base, search_seed=seed) if start == "supernet" else base
+            return [replace(base, architecture=rule) for rule in rules(seed)]
+
+        self.trained([job for start in starts for job in jobs(0, start)])
+        start = better_start(finished(self.setting), method, self.budget_id)
+        self.trained([job for seed in self.seeds if seed for job in jobs(seed, start)])
 
 
 def write(setting: Setting) -> None:
@@ -146,16 +159,20 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
-    setting.runs.mkdir(parents=True, exist_ok=True)
+    restore(setting)
     float_network(setting, BUDGETS["w2a2"])
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         plans = [Plan(setting, pool, budget, given.seeds) for budget in given.budgets]
         for method in given.methods:
             for plan in plans:
-                {"ours": plan.searched, "uniform": plan.uniform, "random": plan.random}[method]()
+                if method == "random":
+                    plan.random(given.random)
+                else:
+                    {"ours": plan.searched, "uniform": plan.uniform}[method]()
 
 
 if __name__ == "__main__":
