@@ -48,6 +48,8 @@ class SpaceConfig:
     exclude: globs of module paths that stay at full width and 8 bits. granularity: `layer`, or `filter`, every filter its
     own weight bits (0 among them removes it), or either by glob; act_granularity: the same for the channels of activation
     tensors; filter_block: how many filters decide together. pairs: legal (weight bits, activation bits), as one choice.
+    kernels: sides that square kernels may shrink to; min_depth: blocks that stay in a stage at least, None keeps all;
+    branches: globs of modules that may be left out.
     """
 
     weight_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
@@ -59,6 +61,9 @@ class SpaceConfig:
     act_granularity: str | dict[str, str] = "layer"
     filter_block: int = 1
     pairs: tuple[tuple[int, int], ...] | None = None
+    kernels: tuple[int, ...] = ()
+    min_depth: int | None = None
+    branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:

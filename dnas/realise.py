@@ -5,13 +5,15 @@ from collections import Counter
 
 from torch import Tensor, nn
 
+from dnas.search.gated import remove_gate
 from dnas.search.mixed import Mixed, MixedActivation, MixedLayer
 from dnas.search.normalise import MixedNorm
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Position
+from dnas.space.optional import LeftOut
 from dnas.space.plain import replace_module
-from dnas.space.slicing import kept_channels, slice_layer, slice_through
+from dnas.space.slicing import kept_channels, shrink_kernel, slice_layer, slice_through
 from quant.brevitas import LearnedStepActivation, act_quantizer, fixed_layer
 from quant.spec import MIN_STEP, QuantSpec
 
@@ -43,6 +45,8 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
     kept = {index: set((architecture.kept or {})[group.choice]) for index, group in enumerate(space.groups)}
     positions = architecture.positions()
     for layer in space.layers:
+        if not space.runs(layer.name, positions):
+            continue
         mixed = model.get_submodule(layer.name)
         if not isinstance(mixed, MixedLayer):
             raise ValueError(f"{layer.name} is not a mixed layer; realise takes a supernet as it was built")
@@ -53,15 +57,23 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
         specs, steps = _taken(mixed, positions[layer.weight_choice], outputs)
         weight: nn.Parameter = mixed.layer.weight  # type: ignore[assignment]
         slice_layer(mixed.layer, inputs, outputs, layer.depthwise)
+        if layer.kernel_choice is not None:
+            shrink_kernel(mixed.layer, architecture[layer.kernel_choice])
         fixed = fixed_layer(mixed.layer, specs, steps, activations[act])
         if places[id(weight)] > 1:  # with an embedding or another layer: neither loses filters, both stay one parameter
             fixed.weight = weight
         replace_module(model, layer.name, fixed)
     for through in space.through:
+        if not space.runs(through.name, positions):
+            continue
         module = model if through.kind == "parameter" else model.get_submodule(through.name)
         if isinstance(module, MixedNorm):
             replace_module(model, through.name, module.norm)
         slice_through(model, through, kept)
+    for gate in sorted(space.gates, key=lambda gate: gate.module, reverse=True):  # inner ones first
+        remove_gate(model.get_submodule(gate.module))
+        if not space.is_open(gate, positions):
+            replace_module(model, gate.module, LeftOut())
     model.architecture = architecture  # type: ignore[assignment]
     return model
 

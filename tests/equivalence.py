@@ -19,8 +19,10 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
 from dnas.space.choice import Space
-from dnas.space.cost import build_cost, reference_cost
-from dnas.space.slicing import slice_model
+from dnas.space.cost import COSTS, build_cost, reference_cost
+from dnas.space.optional import LeftOut
+from dnas.space.plain import replace_module
+from dnas.space.slicing import shrink_kernel, slice_model
 from dnas.space.trace import unfused
 from quant.brevitas import quantised_layers
 from quant.verify import verify
@@ -92,8 +94,45 @@ def check_shapes(realised: nn.Module, space: Space, architecture: Architecture) 
     """The realised network's weights have as many elements as the cost says, and its removed filters are gone."""
     elements = 0.0
     for layer in space.layers:
+        if not space.runs(layer.name, architecture.positions()):
+            assert not any(name == layer.name for name, _ in realised.named_modules())
+            continue
         elements += realised.get_submodule(layer.name).weight.numel() * architecture[layer.weight_choice]
     assert elements == architecture.cost("weight_bits")
+
+
+def cut(model: nn.Module, space: Space, architecture: Architecture) -> nn.Module:
+    """The plain network of an architecture: fewer filters, smaller kernels, blocks left out; no quantisers."""
+    assert architecture.kept is not None
+    small, positions = copy.deepcopy(model), architecture.positions()
+    kept = {i: set(architecture.kept[group.choice]) for i, group in enumerate(space.groups)}
+    slice_model(small, space.layers, space.through, kept)
+    for layer in space.layers:
+        if layer.kernel_choice:
+            shrink_kernel(small.get_submodule(layer.name), architecture[layer.kernel_choice])
+    for gate in sorted(space.gates, key=lambda gate: gate.module, reverse=True):
+        if not space.is_open(gate, positions):
+            replace_module(small, gate.module, LeftOut())
+    return small
+
+
+@torch.no_grad()
+def check_elastic(make: Callable[[], nn.Module], draws: int = 6, **options: Any) -> Supernet:
+    """As `check`; and every cost is that of the plain network that is cut down and measured anew, at 8 bits."""
+    supernet = check(make, draws=draws, **options)
+    model, given, supernet = build(make, torch.float64, None, {**options, "weight_bits": (8,), "act_bits": (8,)})
+    space = supernet.space
+    assert Space.from_json(space.to_json()) == space
+    for architecture in architectures(space, draws):
+        architecture = supernet.with_filters(architecture)
+        small = cut(model, space, architecture)
+        anew = dnas.build_space(small, given, weight_bits=(8,), act_bits=(8,), filters=(1.0,))
+        with FlopCounterMode(display=False) as counter, unfused():
+            small(*given)
+        assert architecture.cost("macs") * len(given[0]) * 2 == counter.get_total_flops()
+        for name in COSTS:
+            assert architecture.cost(name) == reference_cost(anew, name), name
+    return supernet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
-from dnas.space.cost import COSTS, LayerCost, build_cost, reference_cost
+from dnas.space.conventions import LayerCost
+from dnas.space.cost import COSTS, build_cost, reference_cost
 from dnas.space.preflight import extreme_cost
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnas.space.choice import Choice
 from dnas.space.slicing import filter_dimension
 from quant.layers import apply_layer, own_or_layer
 from quant.mixture import grid_bounds, mixture
@@ -145,6 +146,7 @@ class MixedLayer(Mixed):
     """
 
     mask_index: Tensor | None
+    kernels: Tensor | None
 
     def __init__(
         self,
@@ -155,7 +157,20 @@ class MixedLayer(Mixed):
         mask_index: Tensor | None,
         sample: Sample,
         block: int = 0,
+        kernel: Choice | None = None,
     ) -> None:
+        """Starts every option's steps at the least squared error.
+
+        Args:
+            layer: the user's.
+            choice: name of the choice of weight bits.
+            specs: the grid of every option.
+            activation: the quantiser of its input.
+            mask_index: of every input channel where it is in the sample's mask; None where all are kept.
+            sample: of the current forward pass.
+            block: how many filters decide together, 0 where all do.
+            kernel: the choice of the kernel's side, where there is one.
+        """
         weight: Tensor = layer.weight  # type: ignore[assignment]
         filters_first = weight.detach().transpose(0, filter_dimension(layer))
         steps = torch.stack([fit_step(filters_first, spec, per_filter=True) for spec in specs])
@@ -164,6 +179,9 @@ class MixedLayer(Mixed):
         self.axis = filter_dimension(layer)
         self.register_buffer("mask_index", mask_index, persistent=False)
         self._shared = [activation]
+        self.kernel_choice = kernel.name if kernel else None
+        masks = torch.stack([_middle(kernel.options[-1], side) for side in kernel.options]) if kernel else None
+        self.register_buffer("kernels", masks, persistent=False)
 
     def __getattr__(self, name: str) -> Any:
         """What a model's own code asks its layer for (its stride, its weight's type) is the user's layer's."""
@@ -178,6 +196,9 @@ class MixedLayer(Mixed):
         """The weight of this forward pass, shaped like the layer's: mixture of the options, input channels masked."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         mixed = self.mix(weight.transpose(0, self.axis), False).transpose(0, self.axis)
+        if self.kernels is not None and self.kernel_choice is not None:
+            sides = self._sample[0].weights[self.kernel_choice]
+            mixed = mixed * (sides.to(self.kernels).reshape(-1, 1, 1) * self.kernels).sum(0)
         mask = self._sample[0].mask
         if self.mask_index is None or mask is None:
             return mixed
@@ -191,3 +212,11 @@ class MixedLayer(Mixed):
             result: Tensor = self.layer(input)
             return result
         return apply_layer(self.layer, self._shared[0](input), self.mixed_weight())
+
+
+def _middle(side: int, kept: int) -> Tensor:
+    """1 in the middle of a square kernel, 0 around it; shape (side, side)."""
+    found = torch.zeros(side, side)
+    border = (side - kept) // 2
+    found[border : side - border, border : side - border] = 1.0
+    return found

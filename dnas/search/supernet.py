@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.search.choices import RelaxedChoices
+from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
 from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
 from dnas.search.normalise import MixedNorm, mask_indices
@@ -20,7 +21,8 @@ from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
 from dnas.space.choice import Choice, Position, Space
-from dnas.space.cost import Cost, LayerCost, build_cost, reference_cost
+from dnas.space.conventions import LayerCost
+from dnas.space.cost import Cost, build_cost, reference_cost
 from dnas.space.plain import replace_module, with_plain_layers
 from quant.spec import QuantSpec
 
@@ -124,15 +126,18 @@ class Supernet(nn.Module):
             masked = not layer.depthwise and bool(shrinking & set(layer.inputs.group))
             index = torch.tensor([offsets[g] + p for g, p in pairs]) if masked else None
             activation = self.activations[_key(layer.act_choice)]
+            kernel = space.choice(layer.kernel_choice) if layer.kernel_choice else None
             replace_module(
                 self.model,
                 layer.name,
-                MixedLayer(module, choice.name, specs, activation, index, self._sample, block),  # type: ignore[arg-type]
+                MixedLayer(module, choice.name, specs, activation, index, self._sample, block, kernel),  # type: ignore[arg-type]
             )
 
         for name, (through, index) in mask_indices(space, offsets, shrinking).items():
             norm = self.model.get_submodule(name)
             replace_module(self.model, name, MixedNorm(norm, through, index, self._sample))
+        for gate in space.gates:
+            add_gate(self.model.get_submodule(gate.module), space, gate, self._sample)
 
     def _tabulate_filters(self) -> None:
         """For every channel of every group: how many filters each option keeps, and where the options' weights are.

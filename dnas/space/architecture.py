@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dnas.space.choice import Choice, Layer, Option, Position, Space, read_typed
-from dnas.space.cost import LayerCost, build_cost, kept_channels, reference_cost
+from dnas.space.conventions import LayerCost
+from dnas.space.cost import build_cost, kept_channels, reference_cost
 from dnas.space.slicing import kept_channels as kept_indices
 
 FRONTIER = "highs-frontier"

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
-from dnas.space.choice import INPUT_BITS, ActRange, ActTensor, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
+from dnas.space.choice import INPUT_BITS, ActRange, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
 from dnas.space.granularity import Decisions, Granularity, decisions, legal_pairs, matching, pair_options
+from dnas.space.lifetimes import lifetimes
+from dnas.space.optional import candidates, find_optional
 from dnas.space.plain import with_plain_layers
 from dnas.space.target import Target
 from dnas.space.trace import Call, Trace, is_searchable, tensors_of, trace_model
@@ -35,6 +37,9 @@ def build_space(
     act_granularity: Granularity = "layer",
     filter_block: int = 1,
     pairs: Sequence[Sequence[int]] | None = None,
+    kernels: Sequence[int] = (),
+    min_depth: int | None = None,
+    branches: Sequence[str] = (),
 ) -> Space:
     """Builds the space of a model: weight bits per layer, activation bits per tensor, filter counts per coupled group.
 
@@ -53,6 +58,10 @@ def build_space(
         filter_block: how many consecutive filters decide together.
         pairs: legal (weight bits, activation bits): the two become one joint choice for each tensor and its readers, in
             place of weight_bits and act_bits.
+        kernels: sides that a square kernel of a two-dimensional convolution may shrink to, its middle stays; () keeps
+            all kernels.
+        min_depth: the least number of blocks that stay in a stage; None keeps all blocks. See `dnas.space.optional`.
+        branches: globs of modules that may be left out, such as squeeze-and-excitation: their input then is their output.
 
     Returns:
         the space; `space.fixed` names everything that is not searched, and why.
@@ -73,6 +82,15 @@ def build_space(
         raise ValueError(
             "space.pairs are joint choices of whole layers; leave space.granularity and act_granularity at layer"
         )
+    if any(isinstance(k, bool) or k != int(k) or k < 1 or k % 2 == 0 for k in kernels):
+        raise ValueError(f"space.kernels is {list(kernels)}; allowed: odd sides such as [3, 5]")
+    if min_depth is not None and min_depth < 0:
+        raise ValueError(f"space.min_depth is {min_depth}; allowed: 0 or more, or null")
+    elastic = bool(kernels) or min_depth is not None or bool(branches)
+    if elastic and (granularity != "layer" or act_granularity != "layer"):
+        raise ValueError(
+            "space.kernels, min_depth and branches go with whole layers; leave space.granularity and act_granularity at layer"
+        )
     if not filters:
         raise ValueError("space.filters is empty; use [1.0] to keep every filter")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -82,7 +100,8 @@ def build_space(
     if not names:
         raise ValueError("the model runs no convolution or linear layer on example_inputs: there is nothing to search")
     excluded = {name for glob in exclude for name in matching(glob, names, "space.exclude")}
-    coupling = find_coupling(model, inputs, names)
+    coupling = find_coupling(model, inputs, names, candidates(model, min_depth is not None, branches))
+    optional = find_optional(model, coupling.passages, names, min_depth, branches)
     act_of, shared = _share_tensors(trace)
     given = {act for act, calls in shared.items() if any(c.input_storage in trace.input_storages for c in calls)}
     eight = given | {act for act, calls in shared.items() if any(call.layer in excluded for call in calls)}
@@ -113,12 +132,17 @@ def build_space(
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             positions = sum(call.sample.numel() // max(batch * len(ins), 1) for call in calls)
         kind, depthwise = type(layer).__name__, is_depthwise(layer)
+        sides_of = kernel_options(layer, kernels) if name not in excluded else ()
+        if sides_of:
+            choices.append(Choice(f"{name}.kernel", "kernel", sides_of))
         layers.append(
             Layer(
                 name, kind, positions, kernel, int(getattr(layer, "groups", 1)), depthwise, ins, outs,
-                weight, act_of[name],
+                weight, act_of[name], f"{name}.kernel" if sides_of else None,
             )
         )  # fmt: skip
+    if kernels and not any(layer.kernel_choice for layer in layers):
+        raise ValueError(f"space.kernels is {list(kernels)}, but no convolution has a larger square kernel of odd side")
     for act, calls in shared.items():
         options = (INPUT_BITS,) if act in eight else legal_acts
         if joint and act not in eight:
@@ -135,10 +159,24 @@ def build_space(
     for index, reason in failing_groups(model, inputs, groups, counts, layers, through).items():
         choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
         fixed.append(Fixed(groups[index].choice, reason))
+    choices += optional.choices
+    tensors = lifetimes(trace, act_of, layers, batch, optional.gates)
     return Space(
-        tuple(choices), tuple(groups), tuple(layers), tuple(_lifetimes(trace, act_of, layers, batch)), ranges,
-        through, tuple(fixed), weight_narrow, target.pairs,
+        tuple(choices), tuple(groups), tuple(layers), tuple(tensors), ranges,
+        through, tuple(fixed), weight_narrow, target.pairs, tuple(optional.gates),
     )  # fmt: skip
+
+
+def kernel_options(layer: nn.Module, kernels: Sequence[int]) -> tuple[int, ...]:
+    """The sides that a layer's kernel may have, its own the last; () where there is nothing to choose."""
+    if not kernels or not isinstance(layer, nn.Conv2d):
+        return ()
+    sides, padding, dilation = layer.kernel_size, layer.padding, layer.dilation
+    if sides[0] != sides[1] or sides[0] % 2 == 0 or isinstance(padding, str) or layer.padding_mode != "zeros":
+        return ()
+    room = min(int(p) // int(d) for p, d in zip(padding, dilation, strict=True))
+    smaller = [k for k in kernels if k < sides[0] and (sides[0] - k) // 2 <= room]
+    return (*sorted(set(smaller)), sides[0]) if smaller else ()
 
 
 def _by_filter(fine: bool, count: int, block: int) -> tuple[str, int, int]:
@@ -301,43 +339,3 @@ def _unlisted(model: nn.Module, trace: Trace, names: list[str], batch: int) -> l
         )
         for (module, name), macs in places.items()
     ]
-
-
-def _lifetimes(trace: Trace, act_of: dict[str, str], layers: list[Layer], batch: int) -> list[ActTensor]:
-    """From when to when every quantised tensor, and every layer output that waits to become one, is held."""
-    made: dict[int, int] = {}
-    used: dict[int, int] = {}
-    for operation in trace.operations:
-        for storage in operation.writes:
-            made.setdefault(storage, max(operation.calls_before - 1, 0))
-        for storage in operation.reads:
-            used[storage] = max(operation.calls_before - 1, 0)
-    quantised = {call.input_storage: act_of[call.layer] for call in trace.calls}
-    by_name = {layer.name: layer for layer in layers}
-    tensors: list[ActTensor] = []
-    for storage in quantised:
-        call = next(c for c in trace.calls if c.input_storage == storage)
-        elements = call.sample.numel() // max(batch * len(by_name[call.layer].inputs), 1)
-        first = 0 if storage in trace.input_storages else made.get(storage, 0)
-        tensors.append(ActTensor(quantised[storage], call.layer, "input", elements, first, max(used[storage], first)))
-    for order, call in enumerate(trace.calls):
-        becomes = _becomes(trace, call, quantised)
-        if becomes is None or becomes == call.output_storage or made[becomes] <= order:
-            continue
-        elements = call.output_shape.numel() // max(batch * len(by_name[call.layer].outputs), 1)
-        tensors.append(ActTensor(quantised[becomes], call.layer, "output", elements, order, made[becomes]))
-    return tensors
-
-
-def _becomes(trace: Trace, call: Call, quantised: dict[int, str]) -> int | None:
-    """The first quantised tensor that a call's output flows into."""
-    reached = {call.output_storage}
-    if call.output_storage in quantised:
-        return call.output_storage
-    for operation in trace.operations[call.start :]:
-        if operation.reads & reached:
-            found = operation.writes & set(quantised)
-            if found - {call.input_storage}:
-                return min(found - {call.input_storage})
-            reached |= operation.writes
-    return None

@@ -149,6 +149,7 @@ class Layer:
 
     positions: output elements per output channel and example (H_l W_l, or tokens), summed over the layer's calls.
     kernel: multiplications per input channel, output element and group (k_l^2 for a square kernel; 1 for linear).
+    kernel_choice: decides the side of a square kernel, where that is searched; `kernel` is then that of the largest.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Layer:
     outputs: ChannelMap
     weight_choice: str
     act_choice: str
+    kernel_choice: str | None = None
 
     @property
     def full_macs(self) -> int:
@@ -169,10 +171,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A module that runs only where the option of `choice` is at least `least`; else its input is its output.
+
+    Of a choice of kind `depth` the options are how many blocks of a stage run; of kind `branch` they are 0 and 1.
+    """
+
+    module: str
+    choice: str
+    least: int
+
+    def encloses(self, path: str) -> bool:
+        """Whether a module path is that of the gated module or inside of it."""
+        return path == self.module or path.startswith(f"{self.module}.")
+
+
+@dataclass(frozen=True)
 class ActTensor:
     """A tensor that a layer consumes: stored at the width of `choice` while layers `first` to `last` run.
 
-    elements: elements per channel and example. Channels are those of layer `like`, on its input or output side.
+    elements: elements per channel and example. Channels are those of layer `like`, on its input or output side. readers:
+    the layers for which it is stored; where none of them runs, it is not. earlier: gated modules that hand it on, the last
+    one first, each as (number of the gate, what `first` is where that module does not run either).
     """
 
     choice: str
@@ -181,6 +201,8 @@ class ActTensor:
     elements: int
     first: int
     last: int
+    readers: tuple[str, ...] = ()
+    earlier: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,6 +240,7 @@ class Space:
     fixed: tuple[Fixed, ...] = ()
     weight_narrow: bool = False
     pairs: tuple[tuple[int, int], ...] | None = None
+    gates: tuple[Gate, ...] = ()
     _index: dict[str, Choice] = field(default_factory=dict, init=False, repr=False, compare=False)
     tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Costs tabulated so far, by name; filled by `dnas.space.cost.build_cost`."""
@@ -254,10 +277,22 @@ class Space:
                 return layer
         raise KeyError(f"no layer {name!r} in this space; it has {[layer.name for layer in self.layers]}")
 
+    def gates_of(self, path: str) -> tuple[Gate, ...]:
+        """The gates that a module is behind."""
+        return tuple(gate for gate in self.gates if gate.encloses(path))
+
+    def runs(self, path: str, position: Mapping[str, Position]) -> bool:
+        """Whether a module runs at one option (by position) per choice."""
+        return all(self.is_open(gate, position) for gate in self.gates_of(path))
+
+    def is_open(self, gate: Gate, position: Mapping[str, Position]) -> bool:
+        """Whether a gate lets its module run at one option (by position) per choice."""
+        return self.choice(gate.choice).options[position[gate.choice]] >= gate.least  # type: ignore[index]
+
     def to_json(self) -> str:
         """JSON with `type` and `version`, stable to the byte for equal spaces."""
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
-        return json.dumps({"type": "dnas.Space", "version": 2, **content}, indent=1)
+        return json.dumps({"type": "dnas.Space", "version": 3, **content}, indent=1)
 
     @cached_property
     def digest(self) -> str:
@@ -271,7 +306,7 @@ class Space:
         Raises:
             ValueError: another type or version.
         """
-        content = read_typed(text, "dnas.Space", 2)
+        content = read_typed(text, "dnas.Space", 3)
         return Space(
             choices=tuple(Choice(**{**c, "options": tuple(c["options"])}) for c in content["choices"]),
             groups=tuple(Group(g["choice"], g["size"], tuple(g["members"]), g["blocks"]) for g in content["groups"]),
@@ -279,7 +314,12 @@ class Space:
                 Layer(**{**e, "inputs": _channel_map(e["inputs"]), "outputs": _channel_map(e["outputs"])})
                 for e in content["layers"]
             ),
-            tensors=tuple(ActTensor(**t) for t in content["tensors"]),
+            tensors=tuple(
+                ActTensor(
+                    **{**t, "readers": tuple(t["readers"]), "earlier": tuple((gate, at) for gate, at in t["earlier"])}
+                )
+                for t in content["tensors"]
+            ),
             ranges={name: ActRange(r["signed"], tuple(r["steps"])) for name, r in content["ranges"].items()},
             through=tuple(
                 Through(t["name"], _channel_map(t["channels"]), t["kind"], tuple(t["over"])) for t in content["through"]
@@ -287,6 +327,7 @@ class Space:
             fixed=tuple(Fixed(**f) for f in content["fixed"]),
             weight_narrow=content["weight_narrow"],
             pairs=None if content["pairs"] is None else tuple((w, a) for w, a in content["pairs"]),
+            gates=tuple(Gate(**gate) for gate in content["gates"]),
         )
 
 

@@ -8,10 +8,10 @@ no such tables: see `dnas.space.filter_cost`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from math import ceil, log2, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Layer, Position, Space
+from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Fixed, Layer, Position, Space
+from dnas.space.conventions import LAYER_COSTS, LayerCost
 from dnas.space.filter_cost import (
     FilterTerms,
     PlacedTerms,
@@ -34,54 +35,6 @@ from dnas.space.filter_cost import (
 
 MAX_TABLE = 1_000_000
 
-LayerCost = Callable[[Layer, int, int, int, int], float]
-"""(layer, kept input channels, kept output channels, weight bits, activation bits) -> cost, never negative."""
-
-
-def macs(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """Multiply-accumulates: k^2 H W c_in c_out / g, or k^2 H W c for a depthwise layer, whose groups shrink with it."""
-    if layer.depthwise:
-        return layer.positions * layer.kernel * c_out
-    return layer.positions * layer.kernel * c_in * c_out // layer.groups
-
-
-def bops(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """MACs * w * a: HAWQ-V3's convention (Yao et al. 2021); every layer counts, the first and the last included."""
-    return macs(layer, c_in, c_out, weight_bits, act_bits) * weight_bits * act_bits
-
-
-def _fan_in(layer: Layer, c_in: int) -> int:
-    return (1 if layer.depthwise else c_in // layer.groups) * layer.kernel
-
-
-def bops_uniq(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """MACs (w a + a + w + log2(c_in k^2)): UNIQ's convention (Baskin et al. 2018)."""
-    per_mac = weight_bits * act_bits + act_bits + weight_bits + log2(max(_fan_in(layer, c_in), 1))
-    return macs(layer, c_in, c_out, weight_bits, act_bits) * per_mac
-
-
-def bops_accumulator(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """MACs (w - 1) a for the products, and additions at the width of the largest accumulator (Zur's thesis code)."""
-    fan_in = _fan_in(layer, c_in)
-    largest = fan_in * (2**act_bits - 1) * (2 ** (weight_bits - 1) - 1)
-    products = macs(layer, c_in, c_out, weight_bits, act_bits) * (weight_bits - 1) * act_bits
-    additions = layer.positions * max(fan_in - 1, 0) * c_out
-    return products + additions * (ceil(log2(largest)) if largest > 1 else 0)
-
-
-def weight_bits(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-    """Bits of the weights, each at its width; biases, steps and normalisations are not counted."""
-    count = c_out if layer.depthwise else c_in * c_out // layer.groups
-    return layer.kernel * count * weight_bits
-
-
-LAYER_COSTS: Mapping[str, LayerCost] = {
-    "bops": bops,
-    "bops_uniq": bops_uniq,
-    "bops_accumulator": bops_accumulator,
-    "macs": macs,
-    "weight_bits": weight_bits,
-}
 TENSOR_COSTS = ("activation_traffic_bits", "peak_activation_bits")
 COSTS = (*LAYER_COSTS, *TENSOR_COSTS)
 _ADDITIVE = frozenset({"bops", "macs", "weight_bits"})
@@ -281,32 +234,57 @@ def _tabulate(
     return Factor(names, table)
 
 
+def with_kernel(space: Space, layer: Layer, position: Mapping[str, Position]) -> Layer:
+    """The layer with the kernel of the option that its choice has."""
+    if layer.kernel_choice is None:
+        return layer
+    side = space.choice(layer.kernel_choice).options[position[layer.kernel_choice]]  # type: ignore[index]
+    return replace(layer, kernel=side * side)
+
+
 def _names(space: Space, groups: Sequence[int]) -> list[str]:
     return [space.groups[group].choice for group in groups]
 
 
 def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -> list[Factor]:
     weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
+    gates = space.gates_of(layer.name)
+    also = [*([layer.kernel_choice] if layer.kernel_choice else []), *(gate.choice for gate in gates)]
     counts = layer.inputs.counts
     parts = [[group] for group in counts] if name in _ADDITIVE and len(counts) > 1 else [list(counts)]
 
     def factor(part: list[int]) -> Factor:
         def value(position: Mapping[str, Position]) -> float:
+            if not all(space.is_open(gate, position) for gate in gates):
+                return 0.0
             c_in = sum(_kept(space, group, counts[group], position) for group in part)
             c_out = c_in if layer.depthwise else kept_channels(space, layer.outputs, position)
             w, a = weight.weight_bits[position[weight.name]], act.act_bits[position[act.name]]  # type: ignore[index]
-            return function(layer, c_in, c_out, w, a)
+            return function(with_kernel(space, layer, position), c_in, c_out, w, a)
 
         outputs = [] if layer.depthwise else list(layer.outputs.counts)  # a depthwise layer's are its inputs
-        names = [*_names(space, part), *_names(space, outputs), weight.name, act.name]
+        names = [*_names(space, part), *_names(space, outputs), weight.name, act.name, *also]
         return _tabulate(space, names, value, f"{name} of layer {layer.name}")
 
     return [factor(part) for part in parts]
 
 
 def _live(tensor: ActTensor, row: int | None) -> bool:
-    """Whether a tensor counts: towards traffic (row None) as an input, towards a row of the peak while it lives."""
-    return tensor.side == "input" if row is None else tensor.first <= row <= tensor.last
+    """Whether a tensor may count: towards traffic (row None) as an input, towards a row of the peak while it lives."""
+    first = min([tensor.first, *(first for _, first in tensor.earlier)])
+    return tensor.side == "input" if row is None else first <= row <= tensor.last
+
+
+def _stored(space: Space, tensor: ActTensor, row: int | None, position: Mapping[str, Position]) -> bool:
+    """Whether a tensor counts at one option (by position) per choice: some reader runs, and it exists in the row."""
+    if not any(space.runs(reader, position) for reader in tensor.readers):
+        return False
+    first = tensor.first
+    for number, earlier in tensor.earlier:
+        if space.is_open(space.gates[number], position):
+            break
+        first = earlier
+    return row is None or first <= row <= tensor.last
 
 
 def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
@@ -315,13 +293,19 @@ def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
         if not _live(tensor, row) or by_filter(space, tensor_side(space, tensor), tensor.choice):
             continue
         act = space.choice(tensor.choice)
+        gates = [gate.choice for reader in tensor.readers for gate in space.gates_of(reader)]
+        gates += [space.gates[number].choice for number, _ in tensor.earlier]
         for group, count in tensor_side(space, tensor).counts.items():
 
             def value(position: Mapping[str, Position], group: int = group, count: int = count) -> float:
+                if gates and not _stored(space, tensor, row, position):  # noqa: B023
+                    return 0.0
                 channels = _kept(space, group, count, position)
                 return tensor.elements * channels * act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
 
-            factors.append(_tabulate(space, [*_names(space, [group]), act.name], value, f"tensor {tensor.choice}"))
+            factors.append(
+                _tabulate(space, [*_names(space, [group]), act.name, *gates], value, f"tensor {tensor.choice}")
+            )
     return factors
 
 
@@ -359,8 +343,28 @@ def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
         return Cost(name, tuple(factors), (0.0,) * len(rows), terms)
     whole = [layer for layer in space.layers if not layer_by_filter(space, layer)]
     found = tuple(factor for layer in whole for factor in _layer_factors(space, layer, name, function))
-    constants = (_float_operations(space, name, FLOAT_BITS),)
-    return Cost(name, (found,), constants, layer_terms(space, name, function))
+    always = sum(fixed.macs for fixed in space.fixed if not space.gates_of(_module_of(fixed)))
+    gated = tuple(_gated_operations(space, fixed, name) for fixed in space.fixed if space.gates_of(_module_of(fixed)))
+    constants = (_float_operations(always, name, FLOAT_BITS),)
+    return Cost(name, (found + gated,), constants, layer_terms(space, name, function))
+
+
+def _module_of(fixed: Fixed) -> str:
+    """The module path in the name of an operation outside of the space's layers."""
+    return fixed.name.rpartition(":")[0] if fixed.macs else ""
+
+
+def operations_cost(space: Space, name: str, position: Mapping[str, Position]) -> float:
+    """What the multiplications outside of the space's layers cost at one option (by position) per choice."""
+    count = sum(fixed.macs for fixed in space.fixed if space.runs(_module_of(fixed), position))
+    return _float_operations(count, name, FLOAT_BITS)
+
+
+def _gated_operations(space: Space, fixed: Fixed, name: str) -> Factor:
+    """Multiplications outside of the space's layers that run only where gates are open."""
+    path, count = _module_of(fixed), _float_operations(fixed.macs, name, FLOAT_BITS)
+    choices = [gate.choice for gate in space.gates_of(path)]
+    return _tabulate(space, choices, lambda position: count * space.runs(path, position), fixed.name)
 
 
 def _rows(space: Space, name: str) -> list[int | None]:
@@ -369,9 +373,8 @@ def _rows(space: Space, name: str) -> list[int | None]:
     return list(range(1 + max((tensor.last for tensor in space.tensors), default=0)))
 
 
-def _float_operations(space: Space, name: str, bits: int) -> float:
-    """Multiplications outside of the space's layers: counted, at the width they run at, in MACs and BOPs."""
-    count = sum(fixed.macs for fixed in space.fixed)
+def _float_operations(count: int, name: str, bits: int) -> float:
+    """What multiplications outside of the space's layers cost: counted, at the width they run at, in MACs and BOPs."""
     if name == "macs":
         return count
     return count * bits * bits if name.startswith("bops") else 0
@@ -393,7 +396,7 @@ def layer_cost(
     functions: Mapping[str, LayerCost] | None = None,
 ) -> float:
     """The cost of one layer at one option (by position) per choice: one of a cost of layers, not of tensors."""
-    alone = Space(space.choices, space.groups, (layer,), (), {})
+    alone = Space(space.choices, space.groups, (layer,), (), {}, gates=space.gates)
     return build_cost(alone, name, functions).at(position)
 
 
@@ -417,4 +420,4 @@ def reference_cost(
         return float(max(sum(size * bits for tensor, size in sizes if _live(tensor, row)) for row in rows))
     function = (functions or {}).get(name) or LAYER_COSTS[name]
     total = sum(function(layer, len(layer.inputs), len(layer.outputs), bits, bits) for layer in space.layers)
-    return float(total + _float_operations(space, name, bits))
+    return float(total + _float_operations(sum(fixed.macs for fixed in space.fixed), name, bits))

@@ -7,7 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dnas.space.follow import FIXED, Follower, Labels
 from dnas.space.normalise import Norm, norm_of
+from dnas.space.optional import Passage
 from dnas.space.slicing import filter_dimension
 from dnas.space.trace import evaluating, is_searchable, tensors_of, unfused
 
@@ -27,12 +28,13 @@ class Coupling:
     """Channels in classes: every channel of every layer side belongs to exactly one class.
 
     classes: channels that hold the same filter, producers' and consumers'. blocked: for a class that must stay, why.
-    norms: for every module that channels pass through what it does with them.
+    norms: for every module that channels pass through what it does with them. passages: of the modules that were watched.
     """
 
     classes: tuple[frozenset[ChannelKey], ...]
     blocked: Mapping[int, str]
     norms: Mapping[str, Norm]
+    passages: Mapping[str, Passage]
 
 
 def sides(layer: nn.Module) -> tuple[int, int]:
@@ -48,15 +50,18 @@ def is_depthwise(layer: nn.Module) -> bool:
     return groups > 1 and groups == getattr(layer, "in_channels", 0) == getattr(layer, "out_channels", 0)
 
 
-def find_coupling(model: nn.Module, example_inputs: tuple[Any, ...], layers: Sequence[str]) -> Coupling:
+def find_coupling(
+    model: nn.Module, example_inputs: tuple[Any, ...], layers: Sequence[str], watched: Collection[str] = ()
+) -> Coupling:
     """Groups the channels of the named layers.
 
     Args:
         model: left as it was.
         example_inputs: positional arguments of its forward.
         layers: module paths of the layers that run.
+        watched: paths of modules whose passages are asked for.
     """
-    found = _Run(model, example_inputs, layers)
+    found = _Run(model, example_inputs, layers, watched=watched)
     channels = found.follower.channels
     read = _read_in_training(model, example_inputs, layers)
     for label, key in enumerate(channels.keys):
@@ -93,7 +98,7 @@ def find_coupling(model: nn.Module, example_inputs: tuple[Any, ...], layers: Seq
             blocked[len(classes)] = reasons.get(root, "the network's input or an operation outside of its layers")
         classes.append(keys)
     norms = {name: norm for name, norm in found.norms.items() if (name, "through") in useful}
-    return Coupling(tuple(classes), blocked, norms)
+    return Coupling(tuple(classes), blocked, norms, found.passages())
 
 
 def _read_in_training(model: nn.Module, inputs: tuple[Any, ...], layers: Sequence[str]) -> dict[ChannelKey, str]:
@@ -109,13 +114,30 @@ def _read_in_training(model: nn.Module, inputs: tuple[Any, ...], layers: Sequenc
     return {found.follower.channels.keys[label]: reason for label, reason in found.read_by_strangers.items()}
 
 
+@dataclass
+class _Passing:
+    """One run of a watched module: its input with labels and version, its output with labels."""
+
+    x: Tensor | None
+    reads: Labels
+    version: int
+    output: Tensor | None = None
+    makes: Labels = field(default_factory=dict)
+
+
 class _Run:
     """The model once, its channels followed; in evaluation mode, or with `strangers` in the mode that it is in."""
 
     def __init__(
-        self, model: nn.Module, inputs: tuple[Any, ...], layers: Sequence[str], strangers: Collection[str] = ()
+        self,
+        model: nn.Module,
+        inputs: tuple[Any, ...],
+        layers: Sequence[str],
+        strangers: Collection[str] = (),
+        watched: Collection[str] = (),
     ) -> None:
         self.norms: dict[str, Norm] = {}
+        self._watched: dict[str, list[_Passing]] = {name: [] for name in watched}
         self.read_by_strangers: dict[int, str] = {}
         self._strangers = strangers
         self._layers = {name: model.get_submodule(name) for name in layers}
@@ -124,6 +146,7 @@ class _Run:
         for name, layer in self._layers.items():
             self._lay(name, layer, shared[id(layer.weight)] > 1)
         handles = [handle for name, module in model.named_modules() for handle in self._watch(name, module)]
+        handles += [handle for name in watched for handle in self._follow(name, model.get_submodule(name))]
         try:
             with torch.no_grad(), unfused(), nullcontext() if strangers else evaluating(model), self.follower:
                 output = model(*inputs)
@@ -184,6 +207,54 @@ class _Run:
             module.register_forward_pre_hook(before, with_kwargs=True),
             module.register_forward_hook(after, with_kwargs=True),
         ]
+
+    def _follow(self, name: str, module: nn.Module) -> list[Any]:
+        """Notes what goes into a module and what comes out."""
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            x = args[0] if args and isinstance(args[0], Tensor) else None
+            labels = {d: list(v) for d, v in self.follower.of(x).items()} if x is not None else {}
+            self._watched[name].append(_Passing(x, labels, 0 if x is None else x._version))
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            passing = self._watched[name][-1]
+            if isinstance(output, Tensor):
+                passing.output, passing.makes = output, {d: list(v) for d, v in self.follower.of(output).items()}
+
+        return [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, with_kwargs=True),
+        ]
+
+    def passages(self) -> dict[str, Passage]:
+        """What the watched modules that ran did, once all channels are united."""
+        found = {}
+        for name, seen in self._watched.items():
+            if seen:
+                last = seen[-1]
+                reason = "it runs more than once" if len(seen) > 1 else self._kept_apart(last)
+                found[name] = Passage(id(last.x), id(last.output), reason)
+        return found
+
+    def _kept_apart(self, passing: "_Passing") -> str:
+        """Why the output of a module cannot stand for its input."""
+        x, output = passing.x, passing.output
+        if x is None or output is None:
+            return "it does not read and return one tensor"
+        if x.shape != output.shape or x.dtype != output.dtype:
+            return f"it makes {list(output.shape)} of {list(x.shape)}"
+        if x._version != passing.version:
+            return "it changes its input in place"
+        find = self.follower.channels.find
+        for dimension in {*passing.reads, *passing.makes}:
+            ins, outs = passing.reads.get(dimension), passing.makes.get(dimension)
+            same = ins is not None and outs is not None
+            same = same and [FIXED if i == FIXED else find(i) for i in ins or ()] == [
+                FIXED if i == FIXED else find(i) for i in outs or ()
+            ]
+            if not same:
+                return "its channels are not those that it reads: no shortcut adds the two"
+        return ""
 
     def _layer(self, name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         channels = self.follower.channels

@@ -9,7 +9,8 @@ from rich.table import Table
 from torch import nn
 
 from dnas.space.choice import FLOAT_BITS, INPUT_BITS, PAIR, Choice, Layer, Position, Space
-from dnas.space.cost import LAYER_COSTS, TENSOR_COSTS, Cost, LayerCost, adds_up, bops, build_cost, reference_cost
+from dnas.space.conventions import LAYER_COSTS, LayerCost, bops
+from dnas.space.cost import TENSOR_COSTS, Cost, adds_up, build_cost, reference_cost
 
 FLOAT_BYTES = 4
 LONG_NAME = 24

@@ -49,6 +49,18 @@ def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwi
         setattr(layer, name, len(kept))
 
 
+def shrink_kernel(layer: nn.Module, side: int) -> None:
+    """Leaves the middle of a square kernel, and of the padding what that needs: outputs keep their shape."""
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    border = (layer.kernel_size[0] - side) // 2
+    if border:
+        weight = layer.weight.detach()[:, :, border:-border, border:-border]
+        layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+        layer.kernel_size = (side, side)
+        rows, columns = layer.padding
+        layer.padding = (rows - border * layer.dilation[0], columns - border * layer.dilation[1])
+
+
 def slice_channels(module: nn.Module, kept: list[int]) -> None:
     """Cuts every per-channel parameter and buffer of a normalisation down to the kept channels (their dimension 0)."""
     for name, parameter in list(module.named_parameters(recurse=False)):

@@ -47,7 +47,7 @@ class Trace:
     """What one forward pass did. `alive` keeps every tensor, so that no storage is used twice.
 
     unusual: layers that are called in a way that a quantised layer does not offer, and how; they are no layers here.
-    inputs: the tensor that each call reads.
+    inputs: the tensor that each call reads. modules: of every module that makes one tensor of another, their storages.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -57,6 +57,7 @@ class Trace:
     outputs: list[Tensor] = field(default_factory=list)
     unusual: dict[str, str] = field(default_factory=dict)
     inputs: list[Tensor] = field(default_factory=list)
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     alive: list[Any] = field(default_factory=list)
 
 
@@ -139,6 +140,8 @@ def _watch(
     def leave(name: str, searchable: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             stack.pop()
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                trace.modules[name] = (_storage(args[0]), _storage(output))
             if searchable:
                 inside.pop()
                 call = next(c for c in reversed(trace.calls) if c.layer == name)

@@ -27,7 +27,7 @@ from dnas.search.budget import Budget
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
-from dnas.space.cost import LayerCost
+from dnas.space.conventions import LayerCost
 from quant.files import write_atomically
 
 

@@ -8,7 +8,8 @@ import torch
 
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Layer
-from dnas.space.cost import LAYER_COSTS, LayerCost, adds_up, build_cost
+from dnas.space.conventions import LAYER_COSTS, LayerCost
+from dnas.space.cost import adds_up, operations_cost
 from dnas.stages.context import Run
 from quant.export import export as write_onnx
 from quant.graph import ExportedLayer, read_layers
@@ -52,7 +53,7 @@ def check_costs(architecture: Architecture, exported: list[ExportedLayer]) -> di
     for name, function in LAYER_COSTS.items():
         if not adds_up(space, name):  # not defined where filters differ
             continue
-        constant = build_cost(space, name).constants[0]
+        constant = operations_cost(space, name, architecture.positions())
         per_layer: dict[str, float] = {}
         for use in exported:
             layer = _geometry(space.layer(use.layer), use)

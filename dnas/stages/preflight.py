@@ -45,6 +45,9 @@ def preflight(run: Run) -> None:
         act_granularity=config.space.act_granularity,
         filter_block=config.space.filter_block,
         pairs=config.space.pairs,
+        kernels=config.space.kernels,
+        min_depth=config.space.min_depth,
+        branches=config.space.branches,
     )
     impossible = unsupported(space, config.target)
     if impossible:

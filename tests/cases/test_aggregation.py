@@ -7,7 +7,8 @@ from networks import Head, conv
 from torch import Tensor, nn
 
 from dnas.space.architecture import Architecture
-from dnas.space.cost import bops_uniq, kept_channels
+from dnas.space.conventions import bops_uniq
+from dnas.space.cost import kept_channels
 from dnas.space.preflight import cost_ranges
 
 BRANCHES = 8

@@ -17,7 +17,8 @@ from dnas.models.resnet import resnet18
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Layer, Space
-from dnas.space.cost import COSTS, LAYER_COSTS, Cost, Factor, build_cost, reference_cost, smooth_maximum
+from dnas.space.conventions import LAYER_COSTS
+from dnas.space.cost import COSTS, Cost, Factor, build_cost, reference_cost, smooth_maximum
 from dnas.space.slicing import kept_channels, slice_channels, slice_layer
 
 SMALL: dict[str, dict[str, Any]] = {
