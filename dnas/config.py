@@ -45,6 +45,7 @@ class QuantConfig:
 class SpaceConfig:
     """Options of every choice, and who chooses.
 
+    filters: shares of a group's filters; filters_by_layer: others, by glob of the path of a group's first layer.
     exclude: globs of module paths that stay at full width and 8 bits. granularity: `layer`, or `filter`, every filter its
     own weight bits (0 among them removes it), or either by glob; act_granularity: the same for the channels of activation
     tensors; filter_block: how many filters decide together. pairs: legal (weight bits, activation bits), as one choice.
@@ -55,6 +56,7 @@ class SpaceConfig:
     weight_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     act_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     filters: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    filters_by_layer: dict[str, tuple[float, ...]] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     calibration_images: int = 256
     granularity: str | dict[str, str] = "layer"

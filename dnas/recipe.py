@@ -78,13 +78,17 @@ class Optimiser:
             return self.config.lr * (fraction + 1e-3) / (warmup + 1e-3)
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / max(1 - warmup, 1e-9)))
 
+    def zero(self) -> None:
+        """Forgets all gradients."""
+        self.sgd.zero_grad(set_to_none=True)
+
     def step(self, loss: Tensor, fraction: float) -> None:
         """Backward and one update.
 
         Raises:
             NumericsError: a gradient that is not finite, named.
         """
-        self.sgd.zero_grad(set_to_none=True)
+        self.zero()
         loss.backward()
         self.update(fraction)
 

@@ -12,6 +12,31 @@ from dnas.space.choice import Choice, Space
 from quant.quantizer import quantize
 
 
+def filter_table(space: Space, choices: RelaxedChoices, width: int) -> tuple[Tensor, Tensor]:
+    """For every channel of every group: how many filters each option keeps, and where the options' weights are.
+
+    Where every filter decides, its two options keep none and all.
+
+    Args:
+        space: the space.
+        choices: its relaxed choices.
+        width: K, the most options that a choice has.
+
+    Returns:
+        shape (channels, K); and shape (channels,), indices into the (D + 1, K) matrix of weights, whose last row is that of
+        groups which keep all.
+    """
+    options: list[tuple[int, ...]] = []
+    rows: list[int] = []
+    for group in space.groups:
+        choice, size = space.choice(group.choice), group.size
+        found = (0, size) if choice.by_filter else choice.options
+        options += [(*found, *(size,) * (width - len(found)))[:width]] * size
+        first = choices.index[choice.name].start if choice.searched else len(choices.sizes)
+        rows += [first + (i // choice.block if choice.by_filter else 0) for i in range(size)]
+    return torch.tensor(options, dtype=torch.int64), torch.tensor(rows, dtype=torch.int64)
+
+
 @torch.no_grad()
 def place_filters(space: Space, choices: RelaxedChoices, layers: Mapping[str, MixedLayer], model: nn.Module) -> None:
     """Sets the places of all filters that decide: those that lose most at the narrowest width first.

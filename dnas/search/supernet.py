@@ -15,7 +15,7 @@ from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
 from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
 from dnas.search.normalise import MixedNorm, mask_indices
-from dnas.search.order import allowed, force_first, keeping_order, place, place_filters
+from dnas.search.order import allowed, filter_table, force_first, keeping_order, place, place_filters
 from dnas.search.relax import HARD, Relaxation
 from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
@@ -70,6 +70,7 @@ class Supernet(nn.Module):
         self.choices = RelaxedChoices(space, self.relaxation, seed)
         self._sample = Sample()
         self._architecture: Architecture | None = None
+        self._taken: Mapping[str, Position] | None = None
         self._relaxed = False
         self._costs: dict[str, Cost] = {}
         self._rows: dict[str, Tensor] = {}
@@ -92,18 +93,23 @@ class Supernet(nn.Module):
         self.register_buffer("ranks", torch.zeros(total, dtype=torch.int64))
         shrinking = {i for i, group in enumerate(space.groups) if min(space.choice(group.choice).options) < group.size}
         self._shrinks = bool(shrinking)
-        self._tabulate_filters()
+        width = self.choices.exists.shape[1]
+        options, rows = filter_table(space, self.choices, width)
+        only = F.one_hot(torch.tensor([0]), width).to(self.choices.logits.dtype)  # weights of a choice of one option
+        self.register_buffer("only_option", only, persistent=False)
+        self.register_buffer("channel_options", options, persistent=False)
+        self.register_buffer("channel_choices", rows, persistent=False)
         self.activations = nn.ModuleDict()
         inputs = {fixed.name for fixed in space.fixed}  # an activation in this list is the network's own input
         for layer in space.layers:
-            if layer.act_choice not in self._activation_keys():
+            if layer.act_choice.replace(".", "/") not in self.activations:
                 choice, found = space.choice(layer.act_choice), space.ranges[layer.act_choice]
                 specs = tuple(QuantSpec(bits, found.signed) for bits in choice.act_bits)
                 channels = None
                 if choice.by_filter:
                     linear = isinstance(self.model.get_submodule(layer.name), nn.Linear)
                     channels = Channels(len(layer.inputs), choice.block, -1 if linear else 1)
-                self.activations[_key(choice.name)] = MixedActivation(
+                self.activations[choice.name.replace(".", "/")] = MixedActivation(
                     choice.name, specs, found.steps, self._sample, choice.name not in inputs, channels
                 )
         for layer in space.layers:
@@ -125,7 +131,7 @@ class Supernet(nn.Module):
             pairs = list(zip(layer.inputs.group, layer.inputs.position, strict=True))
             masked = not layer.depthwise and bool(shrinking & set(layer.inputs.group))
             index = torch.tensor([offsets[g] + p for g, p in pairs]) if masked else None
-            activation = self.activations[_key(layer.act_choice)]
+            activation = self.activations[layer.act_choice.replace(".", "/")]
             kernel = space.choice(layer.kernel_choice) if layer.kernel_choice else None
             replace_module(
                 self.model,
@@ -138,29 +144,6 @@ class Supernet(nn.Module):
             replace_module(self.model, name, MixedNorm(norm, through, index, self._sample))
         for gate in space.gates:
             add_gate(self.model.get_submodule(gate.module), space, gate, self._sample)
-
-    def _tabulate_filters(self) -> None:
-        """For every channel of every group: how many filters each option keeps, and where the options' weights are.
-
-        channel_options: shape (channels, K). channel_choices: index into the (D + 1, K) matrix of weights, whose last
-        row is that of groups which keep all. Where every filter decides, its two options keep none and all.
-        """
-        choices, width = self.choices, self.choices.exists.shape[1]
-        options: list[tuple[int, ...]] = []
-        rows: list[int] = []
-        for group in self.space.groups:
-            choice, size = self.space.choice(group.choice), group.size
-            found = (0, size) if choice.by_filter else choice.options
-            options += [(*found, *(size,) * (width - len(found)))[:width]] * size
-            first = choices.index[choice.name].start if choice.searched else len(choices.sizes)
-            rows += [first + (i // choice.block if choice.by_filter else 0) for i in range(size)]
-        only = F.one_hot(torch.tensor([0]), width).to(choices.logits.dtype)  # the weights of a choice of one option
-        self.register_buffer("only_option", only, persistent=False)
-        self.register_buffer("channel_options", torch.tensor(options, dtype=torch.int64), persistent=False)
-        self.register_buffer("channel_choices", torch.tensor(rows, dtype=torch.int64), persistent=False)
-
-    def _activation_keys(self) -> set[str]:
-        return {activation.choice for activation in self.activations.values()}  # type: ignore[misc]
 
     def mixed_layer(self, name: str) -> MixedLayer:
         """The mixed layer that stands at that module path of the user's model."""
@@ -237,21 +220,21 @@ class Supernet(nn.Module):
     def _draw(self) -> None:
         sample, choices = self._sample, self.choices
         sample.hard = not self._relaxed
-        if self.training:
+        if self.training and self._taken is None:
             matrix, sample.hard = choices.sample(), self.relaxation.mode in HARD
-            if self._compiled and torch.is_grad_enabled() and not matrix.requires_grad:
-                matrix.requires_grad_()  # one compiled graph serves steps that train choices and steps that do not
         elif self._relaxed:
             matrix = choices.chances().detach()
         else:
             matrix = choices.discrete(self._positions())
+        if self._compiled and self.training and torch.is_grad_enabled() and not matrix.requires_grad:
+            matrix.requires_grad_()  # one compiled graph serves steps that train choices and steps that do not
         sample.weights, sample.mask = choices.parts(matrix), self._mask(matrix)
 
     def _positions(self) -> list[int]:
         """Of every decision, where the option is that evaluation uses."""
-        if self._architecture is None:
+        if self._architecture is None and self._taken is None:
             return self.choices.most_probable()
-        found = self._architecture.positions()
+        found = self._taken or self._architecture.positions()  # type: ignore[union-attr]
         taken: list[int] = []
         for name in self.choices.index:
             position = found[name]
@@ -282,6 +265,15 @@ class Supernet(nn.Module):
             yield
         finally:
             self._relaxed = False
+
+    @contextmanager
+    def taking(self, positions: Mapping[str, Position]) -> Iterator[None]:
+        """Every mode uses these positions, for every choice of the space, and the filters' ranking as it is."""
+        self._taken = positions
+        try:
+            yield
+        finally:
+            self._taken = None
 
     @contextmanager
     def evaluate_as(self, architecture: Architecture) -> Iterator[None]:
@@ -448,7 +440,3 @@ class Supernet(nn.Module):
             state = torch.tensor([0.0, -1.0], dtype=torch.float64, device=self.ranks.device)
             self.multipliers[name] = nn.Parameter(state, requires_grad=False)
         return self.multipliers[name]
-
-
-def _key(choice: str) -> str:
-    return choice.replace(".", "/")

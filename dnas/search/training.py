@@ -16,7 +16,7 @@ from dnas.search.relax import HARD, Relaxation
 from dnas.search.score_function import BASELINES, score_function
 from dnas.search.supernet import Supernet
 
-SEARCHERS = ("gumbel", "neighbourhood", "score_function")
+SEARCHERS = ("gumbel", "neighbourhood", "score_function", "binas")
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
 
@@ -29,8 +29,12 @@ class SearchConfig:
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
     `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood);
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
-    (dnas.search.score_function), without a gradient through the network.
-    epochs: of the images that train weights; a fraction is allowed for `neighbourhood`.
+    (dnas.search.score_function), without a gradient through the network;
+    `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
+    choice, and fits an accuracy estimator to a `pool` of sub-networks that are judged on held-back images
+    (dnas.search.one_shot, dnas.search.effects). `band`: shares of the first budget's 8-bit cost between which sub-networks
+    are drawn; None draws every option alike. `neighbours`: whether the estimator has effects of layers that follow each other.
+    epochs: of the images that train weights; a fraction is allowed for `neighbourhood` and `binas`.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
     distill: share of the loss that is distillation from the float network.
@@ -45,6 +49,12 @@ class SearchConfig:
     mutation: float = 0.25
     samples: int = 4
     baseline: str = "leave_one_out"
+    paths: int = 1
+    sandwich: bool = True
+    pool: int = 1000
+    pool_images: int = 512
+    band: tuple[float, float] | None = None
+    neighbours: bool = False
     warmup: float = 0.25
     level: str = "two"
     distill: float = 0.5
@@ -58,9 +68,15 @@ class SearchConfig:
         if self.searcher not in SEARCHERS:
             raise ValueError(f"search.searcher is {self.searcher!r}; allowed: {list(SEARCHERS)}")
         if self.searcher == "gumbel" and self.epochs != int(self.epochs):
-            raise ValueError(f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood")
+            raise ValueError(
+                f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood or binas"
+            )
         if self.rounds < 1 or not 0 < self.mutation < 1:
             raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
+        if min(self.paths, self.pool_images) < 1 or self.pool < 50:
+            raise ValueError("search: paths >= 1, pool >= 50 and pool_images >= 1 are needed")
+        if self.band is not None and not 0 < self.band[0] < self.band[1]:
+            raise ValueError(f"search.band is {list(self.band)}; allowed: two shares, 0 < low < high, or null")
         if self.baseline not in BASELINES or self.samples < 2:
             raise ValueError(
                 f"search.baseline is {self.baseline!r} and search.samples {self.samples}; allowed: {list(BASELINES)}, 2 or more"

@@ -1,20 +1,30 @@
 """Architectures to compare with: uniform ones, and random ones at a given cost."""
 
+from collections.abc import Mapping
+from itertools import product
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dnas.search.budget import Budget, BudgetError
+from dnas.search.sampling import draw, marginals, spent
 from dnas.select.random_filters import legal, random_by_filter
 from dnas.space.architecture import Architecture
 from dnas.space.choice import PAIR, Option, Space
-from dnas.space.cost import Cost, build_cost
+from dnas.space.cost import build_cost
 
 BISECTION_DRAWS = 101
 BATCH = 500
 """Architectures drawn at once."""
 
 
-def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters: float = 1.0) -> Architecture:
+STRUCTURE = ("kernel", "depth", "branch")
+"""Kinds of choices of which a uniform network has one option everywhere; where nothing is said the dearest."""
+
+
+def uniform_architecture(
+    space: Space, weight_bits: int, act_bits: int, filters: float = 1.0, structure: Mapping[str, int] | None = None
+) -> Architecture:
     """The same widths everywhere and the same share of filters in every group that the space searches.
 
     Args:
@@ -22,6 +32,7 @@ def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters:
         weight_bits: one of its weight options.
         act_bits: one of its activation options.
         filters: share of filters; each group takes the option nearest to it.
+        structure: option of the choices of kinds `kernel`, `depth` and `branch`; each takes the one nearest to it.
 
     Raises:
         ValueError: a width that some searched choice does not have.
@@ -35,6 +46,9 @@ def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters:
         elif choice.kind == "filters":
             wanted = filters * sizes[choice.name]
             option = min(choice.options, key=lambda count: (abs(count - wanted), count))
+        elif choice.kind in STRUCTURE:
+            side = (structure or {}).get(choice.kind, choice.options[-1])
+            option = min(choice.options, key=lambda o: (abs(o - side), o))
         elif choice.kind == "pair_bits":
             option = choice.options[choice.index(PAIR * weight_bits + act_bits)]
         else:
@@ -44,26 +58,30 @@ def uniform_architecture(space: Space, weight_bits: int, act_bits: int, filters:
 
 
 def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
-    """Every (weight bits, activation bits) at the largest width that fits, without those that another one contains."""
+    """Every (weight bits, activation bits, structure) at the largest width that fits, without those that another contains."""
     widths = {
         kind: sorted({o for c in space.searched() if c.kind in (kind, "pair_bits") for o in getattr(c, kind)})
         for kind in ("weight_bits", "act_bits")
     }
+    structures = {
+        kind: sorted({o for c in space.searched() if c.kind == kind for o in c.options}) for kind in STRUCTURE
+    }
+    structures = {kind: options for kind, options in structures.items() if options}
     joint = [set(zip(c.weight_bits, c.act_bits, strict=True)) for c in space.searched() if c.kind == "pair_bits"]
     ratios = sorted({c / g.size for g in space.groups for c in space.choice(g.choice).options}, reverse=True)
-    found: list[tuple[tuple[float, float, float], Architecture]] = []
-    for weight in widths["weight_bits"] or [0]:
-        for act in widths["act_bits"] or [0]:
-            if space.pairs is not None and (weight, act) not in space.pairs:
-                continue
-            if any((weight, act) not in pairs for pairs in joint):
-                continue
-            for ratio in ratios:
-                options = uniform_architecture(space, weight, act, ratio).options
-                architecture = Architecture(space, options, functions=budget.functions)
-                if budget.holds(architecture):
-                    found.append(((weight, act, ratio), architecture))
-                    break
+    found: list[tuple[tuple[float, ...], Architecture]] = []
+    for weight, act, *sides in product(widths["weight_bits"] or [0], widths["act_bits"] or [0], *structures.values()):
+        if space.pairs is not None and (weight, act) not in space.pairs:
+            continue
+        if any((weight, act) not in pairs for pairs in joint):
+            continue
+        structure = dict(zip(structures, sides, strict=True))
+        for ratio in ratios:
+            options = uniform_architecture(space, weight, act, ratio, structure).options
+            architecture = Architecture(space, options, functions=budget.functions)
+            if budget.holds(architecture):
+                found.append(((weight, act, *sides, ratio), architecture))
+                break
     return [
         architecture
         for key, architecture in found
@@ -115,24 +133,24 @@ def random_architecture(
         return Architecture(space, options, functions=budget.functions)
 
     full = np.array([[len(choice.options) - 1 for choice in space.choices]])
-    most = float(_spent(space, costs, limits, full)[0])
+    most = float(spent(space, costs, limits, full)[0])
     if most < lowest and _legal(space, full[0]):
         return architecture(full[0])
-    marginals = _marginals(space, costs, limits)
+    marginal = marginals(space, costs, limits)
     low, high = -50.0, 200.0
     for _ in range(30):  # bisection on the tilt until the median draw spends the budget
         tilt = (low + high) / 2
-        spent = _spent(space, costs, limits, _draw(space, marginals, tilt, generator, BISECTION_DRAWS))
-        low, high = (tilt, high) if float(np.median(spent)) > (1 + lowest) / 2 else (low, tilt)
+        shares = spent(space, costs, limits, draw(marginal, tilt, generator, BISECTION_DRAWS))
+        low, high = (tilt, high) if float(np.median(shares)) > (1 + lowest) / 2 else (low, tilt)
     closest = 0.0
     for start in range(0, attempts, BATCH):
-        drawn = _draw(space, marginals, (low + high) / 2, generator, min(BATCH, attempts - start))
-        spent = _spent(space, costs, limits, drawn)
-        for positions in drawn[(spent >= lowest) & (spent <= 1.0)]:
+        drawn = draw(marginal, (low + high) / 2, generator, min(BATCH, attempts - start))
+        shares = spent(space, costs, limits, drawn)
+        for positions in drawn[(shares >= lowest) & (shares <= 1.0)]:
             found = architecture(positions)
             if _legal(space, positions) and all(found.cost(name) <= limit for name, limit in limits.items()):
                 return found
-        closest = max(closest, float(spent[spent <= 1.0].max(initial=0.0)))
+        closest = max(closest, float(shares[shares <= 1.0].max(initial=0.0)))
     if most <= 1.0 and _legal(space, full[0]):
         return architecture(full[0])
     raise BudgetError(
@@ -143,41 +161,3 @@ def random_architecture(
 
 def _legal(space: Space, positions: NDArray[np.int64]) -> bool:
     return legal(space, dict(zip([c.name for c in space.choices], positions.tolist(), strict=True)))
-
-
-def _spent(space: Space, costs: list[Cost], limits: dict[str, float], draws: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of the tightest budget for every row of draws (architectures, choices); shape (architectures,)."""
-    column = {choice.name: i for i, choice in enumerate(space.choices)}
-    shares = np.zeros(len(draws))
-    for cost in costs:
-        for row, constant in zip(cost.rows, cost.constants, strict=True):
-            value = np.full(len(draws), float(constant))
-            for factor in row:
-                value += factor.table[tuple(draws[:, column[name]] for name in factor.choices)]
-            shares = np.maximum(shares, value / limits[cost.name])
-    return shares
-
-
-def _marginals(space: Space, costs: list[Cost], limits: dict[str, float]) -> list[NDArray[np.float64]]:
-    """Share of the budget that each option of a choice costs with every other choice at its dearest."""
-    full = [len(choice.options) - 1 for choice in space.choices]
-    marginals = []
-    for i, choice in enumerate(space.choices):
-        draws = np.tile(full, (len(choice.options), 1))
-        draws[:, i] = range(len(choice.options))
-        marginals.append(_spent(space, costs, limits, draws))
-    return marginals
-
-
-def _draw(
-    space: Space, marginals: list[NDArray[np.float64]], tilt: float, generator: np.random.Generator, count: int
-) -> NDArray[np.int64]:
-    """Positions of `count` random architectures; shape (count, choices)."""
-    total = max(float(max(map(np.max, marginals))), 1e-12)
-    uniform = generator.random((count, len(space.choices)))
-    draws = np.zeros(uniform.shape, dtype=np.int64)
-    for i, marginal in enumerate(marginals):
-        weights = np.exp(-tilt * (marginal - marginal.min()) / total)
-        edges = np.cumsum(weights / weights.sum())
-        draws[:, i] = np.minimum(np.searchsorted(edges, uniform[:, i], side="right"), len(weights) - 1)
-    return draws

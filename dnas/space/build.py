@@ -12,7 +12,16 @@ from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ActRange, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
-from dnas.space.granularity import Decisions, Granularity, decisions, legal_pairs, matching, pair_options
+from dnas.space.granularity import (
+    Decisions,
+    Filters,
+    Granularity,
+    decisions,
+    legal_pairs,
+    matching,
+    pair_options,
+    shares_of,
+)
 from dnas.space.lifetimes import lifetimes
 from dnas.space.optional import candidates, find_optional
 from dnas.space.plain import with_plain_layers
@@ -29,7 +38,7 @@ def build_space(
     example_inputs: Tensor | tuple[Any, ...],
     weight_bits: Sequence[int] = (2, 3, 4, 6, 8),
     act_bits: Sequence[int] = (2, 3, 4, 6, 8),
-    filters: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    filters: Filters = (0.25, 0.5, 0.75, 1.0),
     exclude: Sequence[str] = (),
     target: Target | None = None,
     weight_narrow: bool = False,
@@ -48,7 +57,7 @@ def build_space(
         example_inputs: real data, a small batch (dimension 0): they set the sign and the first step of activations.
         weight_bits: options, 2 to 8; and 0, where filters decide by themselves: it removes the filter.
         act_bits: options, 2 to 8; layers that read the same tensor share the choice.
-        filters: shares of a group's filters.
+        filters: shares of a group's filters; or by glob of the path of its first layer, other groups then stay whole.
         exclude: globs of module paths that stay at full width and 8 bits.
         target: what the hardware can run; options outside of it are dropped.
         weight_narrow: symmetric weight grids (2 bits are then ternary).
@@ -91,7 +100,7 @@ def build_space(
         raise ValueError(
             "space.kernels, min_depth and branches go with whole layers; leave space.granularity and act_granularity at layer"
         )
-    if not filters:
+    if not filters or (isinstance(filters, Mapping) and not all(filters.values())):
         raise ValueError("space.filters is empty; use [1.0] to keep every filter")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     model = with_plain_layers(separate_attention(model))
@@ -100,6 +109,8 @@ def build_space(
     if not names:
         raise ValueError("the model runs no convolution or linear layer on example_inputs: there is nothing to search")
     excluded = {name for glob in exclude for name in matching(glob, names, "space.exclude")}
+    for glob in filters if isinstance(filters, Mapping) else ():
+        matching(glob, names, "space.filters")
     coupling = find_coupling(model, inputs, names, candidates(model, min_depth is not None, branches))
     optional = find_optional(model, coupling.passages, names, min_depth, branches)
     act_of, shared = _share_tensors(trace)
@@ -195,7 +206,7 @@ def _lay_filters(
     names: list[str],
     excluded: set[str],
     target: Target,
-    ratios: Sequence[float],
+    filters: Filters,
     fine: Decisions,
     act_of: Mapping[str, str],
 ) -> tuple[list[Group], list[Choice], dict[tuple[str, str], ChannelMap], list[Fixed]]:
@@ -243,6 +254,7 @@ def _lay_filters(
             )
         counts: tuple[int, ...] = (group.size,)
         if not reason:
+            ratios = shares_of(filters, group.members[0] if group.members else "")
             counts = target.filter_counts(group.size, ratios, group.blocks)
             counts = fine.counts(group.size, ratios, target) if single else counts
         if reason and group.members:

@@ -14,6 +14,10 @@ Granularity = str | Mapping[str, str]
 """`layer` or `filter` for everything, or by glob of module paths (the last one that matches counts; else `layer`)."""
 
 
+Filters = Sequence[float] | Mapping[str, Sequence[float]]
+"""Shares of filters for all groups, or by glob of a group's first layer (the last one that matches counts; else all)."""
+
+
 def matching(glob: str, names: Sequence[str], key: str) -> list[str]:
     """The layers that a glob of module paths matches.
 
@@ -23,6 +27,22 @@ def matching(glob: str, names: Sequence[str], key: str) -> list[str]:
     found = [name for name in names if fnmatch(name, glob)]
     if not found:
         raise ValueError(f"{key}: {glob!r} matches no layer; the layers are {list(names)}")
+    return found
+
+
+def shares_of(filters: Filters, place: str) -> Sequence[float]:
+    """The shares of filters that a group may keep.
+
+    Args:
+        filters: as a user gives them.
+        place: path of the group's first layer.
+    """
+    if not isinstance(filters, Mapping):
+        return filters
+    found: Sequence[float] = (1.0,)
+    for glob, shares in filters.items():
+        if fnmatch(place, glob):
+            found = shares
     return found
 
 

@@ -51,7 +51,8 @@ def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwi
 
 def shrink_kernel(layer: nn.Module, side: int) -> None:
     """Leaves the middle of a square kernel, and of the padding what that needs: outputs keep their shape."""
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    assert isinstance(layer, nn.Conv2d)
+    assert not isinstance(layer.padding, str)
     border = (layer.kernel_size[0] - side) // 2
     if border:
         weight = layer.weight.detach()[:, :, border:-border, border:-border]

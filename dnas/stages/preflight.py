@@ -37,7 +37,9 @@ def preflight(run: Run) -> None:
         images,
         config.space.weight_bits,
         config.space.act_bits,
-        config.space.filters,
+        {"*": config.space.filters, **by_layer}
+        if (by_layer := config.space.filters_by_layer)
+        else config.space.filters,
         config.space.exclude,
         config.target,
         config.quant.weight_narrow,

@@ -1,0 +1,127 @@
+"""Random architectures: uniform, or independent choices tilted by exp(-t share of cost) until they cost what is asked for."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnas.space.choice import Space
+from dnas.space.cost import Cost
+
+TILTS = np.concatenate([np.linspace(-20.0, 0.0, 9)[:-1], np.linspace(0.0, 60.0, 31)])
+"""Tilts whose costs are looked up; the cost falls with the tilt."""
+LOOKUP = 64
+"""Draws per tilt of that table."""
+ATTEMPTS = 50
+
+
+def spent(
+    space: Space, costs: Sequence[Cost], limits: Mapping[str, float], draws: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of the tightest budget for every row of draws (architectures, choices); shape (architectures,)."""
+    column = {choice.name: i for i, choice in enumerate(space.choices)}
+    shares = np.zeros(len(draws))
+    for cost in costs:
+        for row, constant in zip(cost.rows, cost.constants, strict=True):
+            value = np.full(len(draws), float(constant))
+            for factor in row:
+                value += factor.table[tuple(draws[:, column[name]] for name in factor.choices)]
+            shares = np.maximum(shares, value / limits[cost.name])
+    return shares
+
+
+def marginals(space: Space, costs: Sequence[Cost], limits: Mapping[str, float]) -> list[NDArray[np.float64]]:
+    """Share of the budget that each option of a choice costs with every other choice at its dearest."""
+    full = [len(choice.options) - 1 for choice in space.choices]
+    found = []
+    for i, choice in enumerate(space.choices):
+        draws = np.tile(full, (len(choice.options), 1))
+        draws[:, i] = range(len(choice.options))
+        found.append(spent(space, costs, limits, draws))
+    return found
+
+
+def draw(
+    marginal: Sequence[NDArray[np.float64]], tilt: float, generator: np.random.Generator, count: int
+) -> NDArray[np.int64]:
+    """Positions of `count` random architectures; shape (count, choices).
+
+    Args:
+        marginal: of every choice, see `marginals`.
+        tilt: 0 draws every option alike.
+        generator: of the draw.
+        count: architectures.
+    """
+    total = max(float(max(map(np.max, marginal))), 1e-12)
+    uniform = generator.random((count, len(marginal)))
+    draws = np.zeros(uniform.shape, dtype=np.int64)
+    for i, own in enumerate(marginal):
+        weights = np.exp(-tilt * (own - own.min()) / total)
+        edges = np.cumsum(weights / weights.sum())
+        draws[:, i] = np.minimum(np.searchsorted(edges, uniform[:, i], side="right"), len(weights) - 1)
+    return draws
+
+
+class Sampler:
+    """Random architectures of a space; within a band of a cost, where one is given, spread evenly over its logarithm.
+
+    The n-th draw depends on the seed and n alone.
+    """
+
+    def __init__(
+        self, space: Space, seed: int, cost: Cost | None = None, band: tuple[float, float] | None = None
+    ) -> None:
+        """Looks up which tilt costs what.
+
+        Args:
+            space: without choices by filter.
+            seed: of all draws.
+            cost: that the band is of.
+            band: smallest and largest value of the cost, in its own unit.
+
+        Raises:
+            ValueError: a band that no draw falls into.
+        """
+        self.space, self.seed, self.cost, self.band = space, seed, cost, band
+        self._marginals = [np.zeros(len(choice.options)) for choice in space.choices]
+        if cost is None or band is None:
+            return
+        self._limits = {cost.name: band[1]}
+        self._marginals = marginals(space, [cost], self._limits)
+        generator = np.random.default_rng([seed, 1])
+        self._medians = np.array(
+            [
+                float(np.median(spent(space, [cost], self._limits, draw(self._marginals, tilt, generator, LOOKUP))))
+                for tilt in TILTS
+            ]
+        )
+        reachable = float(self._medians.min()) * band[1], float(self._medians.max()) * band[1]
+        if reachable[0] > band[1] or reachable[1] < band[0]:
+            raise ValueError(
+                f"search.band allows {cost.name} from {band[0]:.4g} to {band[1]:.4g}, but random architectures of this space "
+                f"cost {reachable[0]:.4g} to {reachable[1]:.4g}; change search.band"
+            )
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """Positions of the choices of architecture `number`; shape (choices,)."""
+        generator = np.random.default_rng([self.seed, 2, number])
+        if self.cost is None or self.band is None:
+            return draw(self._marginals, 0.0, generator, 1)[0]
+        low, high = self.band
+        closest: tuple[float, NDArray[np.int64]] | None = None
+        for _ in range(ATTEMPTS):
+            target = float(np.exp(generator.uniform(np.log(low / high), 0.0)))
+            tilt = float(np.interp(-target, -self._medians, TILTS))
+            found = draw(self._marginals, tilt, generator, 1)
+            share = float(spent(self.space, [self.cost], self._limits, found)[0])
+            if low / high <= share <= 1.0:
+                return found[0]
+            miss = max(low / high - share, share - 1.0)
+            if closest is None or miss < closest[0]:
+                closest = (miss, found[0])
+        assert closest is not None
+        return closest[1]
+
+    def named(self, number: int) -> dict[str, int]:
+        """The same by the choices' names."""
+        return dict(zip([c.name for c in self.space.choices], self.positions(number).tolist(), strict=True))
