@@ -130,8 +130,16 @@ def architecture_picture(architecture: Architecture) -> Picture:
     layers = []
     for layer in space.layers:
         weights, acts = architecture.weight_bits(layer), architecture.act_bits(layer)
+        if not space.runs(layer.name, positions):
+            layers.append({
+                "name": layer.name, "weight_bits": [], "act_bits": [], "out": 0, "out_full": len(layer.outputs), "bops": 0.0,
+            })  # fmt: skip
+            continue
+        side = (
+            f" {architecture[layer.kernel_choice]}x{architecture[layer.kernel_choice]}" if layer.kernel_choice else ""
+        )
         layers.append({
-            "name": layer.name, "weight_bits": [weights[i] for i in kept_indices(layer.outputs, kept)],
+            "name": layer.name + side, "weight_bits": [weights[i] for i in kept_indices(layer.outputs, kept)],
             "act_bits": [acts[i] for i in kept_indices(layer.inputs, kept)],
             "out": kept_channels(space, layer.outputs, positions), "out_full": len(layer.outputs),
             "bops": layer_cost(space, layer, "bops", positions),
@@ -156,6 +164,9 @@ def layers_picture(rows: Sequence[LayerRow]) -> Picture:
         if index % 2:
             axes.axhspan(index, index + 1, facecolor=GRID, alpha=0.35, linewidth=0)
         _text(axes, names, middle, literal(shorten(row.name, limit)), "right")
+        if not row.weight_bits:
+            _text(axes, bar, middle, "left out", "left")
+            continue
         for x, counts in ((weights, row.weight_bits), (acts, row.act_bits)):
             colour, text = bit_colour(_nearest(counts)), mean_width(counts)
             axes.add_patch(_box(x, index + 0.08, 0.42, 0.84, colour))

@@ -182,20 +182,26 @@ class Architecture:
         return tuple(bits[found[channel // choice.block]] for channel in range(channels))
 
     def describe(self) -> str:
-        """A table of the layers: weight bits, activation bits, channels in and out; of several widths how many of each."""
+        """A table of the layers: weight and activation bits, channels, kernel; of several widths how many of each."""
         kept = {
             i: set(self.kept[group.choice])
             for i, group in enumerate(self.space.groups)
             if self.kept and group.choice in self.kept
         }
         positions = self.positions()
-        lines = [f"{'layer':32} {'weight bits':>11} {'act bits':>8} {'in':>9} {'out':>9}"]
+        kernels = any(layer.kernel_choice for layer in self.space.layers)
+        side = f" {'kernel':>6}" if kernels else ""
+        lines = [f"{'layer':32} {'weight bits':>11} {'act bits':>8} {'in':>9} {'out':>9}{side}"]
         for layer in self.space.layers:
+            if not self.space.runs(layer.name, positions):
+                lines.append(f"{layer.name:32} {'left out':>11}")
+                continue
             ins = f"{kept_channels(self.space, layer.inputs, positions)}/{len(layer.inputs)}"
             outs = f"{kept_channels(self.space, layer.outputs, positions)}/{len(layer.outputs)}"
             weight = summarise(self.weight_bits(layer), kept_indices(layer.outputs, kept))
             act = summarise(self.act_bits(layer), kept_indices(layer.inputs, kept))
-            lines.append(f"{layer.name:32} {weight:>11} {act:>8} {ins:>9} {outs:>9}")
+            side = f" {self[layer.kernel_choice]:>6}" if layer.kernel_choice else ""
+            lines.append(f"{layer.name:32} {weight:>11} {act:>8} {ins:>9} {outs:>9}{side}")
         return "\n".join(lines)
 
     def to_json(self) -> str:

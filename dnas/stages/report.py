@@ -162,6 +162,11 @@ def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:
     kept = {index: set((architecture.kept or {})[group.choice]) for index, group in enumerate(space.groups)}
     for layer in space.layers:
         own = {name: layer_cost(space, layer, name, positions) for name in ("macs", "bops")}
+        if not space.runs(layer.name, positions):
+            full = {"in_full": len(layer.inputs), "out_full": len(layer.outputs)}
+            name = {"name": layer.name, "kind": layer.kind}
+            found.append({**name, "weight_bits": [], "act_bits": [], "in": 0, "out": 0, **full, **own})
+            continue
         found.append(
             {
                 "name": layer.name,
@@ -172,6 +177,7 @@ def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:
                 "in_full": len(layer.inputs),
                 "out": kept_channels(space, layer.outputs, positions),
                 "out_full": len(layer.outputs),
+                **({"kernel": architecture[layer.kernel_choice]} if layer.kernel_choice else {}),
                 **own,
             }
         )

@@ -83,7 +83,7 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
 
 def summary(architecture: Architecture) -> str:
     """A short text for tables: widths and share of filters, or their means where they differ."""
-    space = architecture.space
+    space, positions = architecture.space, architecture.positions()
 
     kept = {i: set((architecture.kept or {}).get(g.choice, range(g.size))) for i, g in enumerate(space.groups)}
 
@@ -91,6 +91,8 @@ def summary(architecture: Architecture) -> str:
         """Over decisions, not over filters, unless they decide; removed ones do not count."""
         chosen: list[int] = []
         for layer in space.layers:
+            if not space.runs(layer.name, positions):
+                continue
             name, side, bits = (
                 (layer.weight_choice, layer.outputs, architecture.weight_bits(layer))
                 if kind == "weight_bits"
@@ -109,4 +111,14 @@ def summary(architecture: Architecture) -> str:
     shares = [architecture[name] / sizes[name] for name in searched] or [1.0]
     mean = sum(shares) / len(shares)
     width = f"{mean:.2g}" if len({round(share, 2) for share in shares}) == 1 else f"~{mean:.2f}"
-    return f"W{show('weight_bits')} A{show('act_bits')} filters x{width}"
+    return f"W{show('weight_bits')} A{show('act_bits')} filters x{width}{_structure(architecture)}"
+
+
+def _structure(architecture: Architecture) -> str:
+    """The options of kernels, depths and branches, or their means."""
+    text = ""
+    for kind in ("kernel", "depth", "branch"):
+        chosen = [architecture[choice.name] for choice in architecture.space.searched() if choice.kind == kind]
+        if chosen:
+            text += f" {kind} {chosen[0] if len(set(chosen)) == 1 else f'~{sum(chosen) / len(chosen):.1f}'}"
+    return text

@@ -1,0 +1,166 @@
+"""One-shot training: which sub-networks a batch trains, from what they learn, where they are drawn, and that it resumes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Engine, EngineConfig
+from dnas.search.one_shot import OneShotTraining
+from dnas.search.sampling import Sampler
+from dnas.search.supernet import Supernet
+from dnas.search.training import SearchConfig
+from dnas.space.build import build_space
+from dnas.space.choice import Space
+from dnas.space.cost import build_cost, reference_cost
+from tests.dnas.test_neighbourhood import ENGINE, Counted
+from tests.networks import Residual, example
+
+
+def built() -> tuple[nn.Module, Space]:
+    torch.manual_seed(0)
+    model = Residual()
+    return model, build_space(model, example(model), (2, 4, 8), (2, 8), (0.5, 1.0))
+
+
+def training(teacher: nn.Module | None = None, **settings: object) -> OneShotTraining:
+    model, space = built()
+    config = SearchConfig(searcher="binas", **settings)  # type: ignore[arg-type]
+    return OneShotTraining(
+        Supernet(model, space, seed=3), Sampler(space, 7), Counted(0), Counted(2), teacher, config, Engine(ENGINE),
+        Board(None),
+    )  # fmt: skip
+
+
+def record(trained: OneShotTraining) -> list[list[int]]:
+    """The positions of every forward pass in training mode, as they come."""
+    seen: list[list[int]] = []
+    draw = trained.supernet._draw
+
+    def watched() -> None:
+        draw()
+        if trained.supernet.training:
+            weights = trained.supernet._sample.weights
+            seen.append([int(weights[c.name].argmax()) for c in trained.supernet.space.choices])
+
+    trained.supernet._draw = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_batch_trains_the_largest_the_smallest_and_the_drawn_ones() -> None:
+    trained = training(paths=2)
+    seen, space = record(trained), trained.supernet.space
+    trained.supernet.train()
+    trained.step(next(trained.batches(0)), 0.5)
+    sampler = Sampler(space, 7)
+    wanted = [
+        [len(c.options) - 1 for c in space.choices], [0] * len(space.choices), sampler.positions(0).tolist(),
+        sampler.positions(1).tolist(),
+    ]  # fmt: skip
+    assert seen == wanted
+    assert training(sandwich=False).config.paths == 1
+
+
+def test_the_gradient_is_the_sum_over_the_sub_networks() -> None:
+    """Against the gradients of each, computed alone."""
+    trained = training(distill=0.0)
+    supernet = trained.supernet
+    supernet.train()
+    for norm in supernet.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0
+    x, y = next(trained.batches(0))
+    wanted: dict[str, Tensor] = {}
+    space = supernet.space
+    for positions in (space.extreme(True), space.extreme(False), Sampler(space, 7).named(0)):
+        supernet.zero_grad()
+        with supernet.taking(positions):
+            nn.functional.cross_entropy(supernet(x), y).backward()
+        for name, parameter in supernet.named_parameters():
+            if parameter.grad is not None:
+                wanted[name] = wanted.get(name, torch.zeros(())) + parameter.grad
+    found: dict[str, Tensor] = {}
+
+    def keep(fraction: float) -> None:
+        found.update({n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None})
+
+    trained.optimiser.update = keep  # type: ignore[method-assign]
+    trained.step((x, y), 0.5)
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, wanted[name], atol=1e-6), name
+
+
+def test_all_but_the_largest_learn_from_the_largest() -> None:
+    """With distillation alone, and the smallest equal to the largest but for its draw, labels do not matter to them."""
+    losses = []
+    for shift in (0, 1):
+        trained = training(teacher=None, distill=1.0)
+        trained.supernet.train()
+        x, y = next(trained.batches(0))
+        losses.append({k: float(v) for k, v in trained.step((x, (y + shift) % 5), 0.5).items()})
+    assert losses[0]["loss_largest"] != losses[1]["loss_largest"]
+    assert losses[0]["loss_smallest"] == losses[1]["loss_smallest"]
+    assert losses[0]["loss"] == losses[1]["loss"]
+
+
+def test_parts_read_every_batch_once_per_epoch() -> None:
+    trained = training(epochs=2)
+    read = sum(len(list(trained.batches(part))) for part in range(trained.epochs))
+    assert read == trained.epochs * trained.steps()
+    assert abs(read - 2 * len(trained.weights)) <= trained.epochs
+
+
+def test_training_resumes(tmp_path: Path) -> None:
+    whole, engine = training(epochs=1), Engine(EngineConfig(device="cpu", progress=False))
+    engine.fit(whole, None, Board(None), 0)
+    first = training(epochs=1)
+    evaluate, calls = first.evaluate, []
+
+    def cut(epoch: int) -> dict[str, float]:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        calls.append(epoch)
+        return evaluate(epoch)
+
+    first.evaluate = cut  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.fit(first, tmp_path / "a.ckpt", Board(None), 0)
+    again = training(epochs=1)
+    engine.fit(again, tmp_path / "a.ckpt", Board(None), 0)
+    for (name, a), b in zip(whole.supernet.state_dict().items(), again.supernet.state_dict().values(), strict=True):
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b), name
+
+
+def test_draws_stay_in_the_band_and_spread_over_it() -> None:
+    _, space = built()
+    cost = build_cost(space, "bops")
+    full = reference_cost(space, "bops")
+    sampler = Sampler(space, 0, cost, (0.03 * full, 0.3 * full))
+    values = np.array([cost.at(sampler.named(i)) for i in range(400)]) / full
+    assert (values >= 0.03).mean() == 1.0
+    assert (values <= 0.3).mean() == 1.0
+    share = np.log(values / 0.03) / np.log(10)
+    for low in (0.0, 0.25, 0.5, 0.75):
+        assert ((share >= low) & (share <= low + 0.25)).mean() > 0.12
+
+
+def test_without_a_band_every_option_is_drawn_alike() -> None:
+    _, space = built()
+    sampler = Sampler(space, 0)
+    draws = np.stack([sampler.positions(i) for i in range(3000)])
+    for column, choice in zip(draws.T, space.choices, strict=True):
+        share = np.bincount(column, minlength=len(choice.options)) / len(column)
+        assert np.abs(share - 1 / len(choice.options)).max() < 4 * 0.5 / np.sqrt(len(column))
+    assert (sampler.positions(5) == Sampler(space, 0).positions(5)).all()
+
+
+def test_a_band_out_of_reach_is_an_error() -> None:
+    _, space = built()
+    full = reference_cost(space, "bops")
+    with pytest.raises(ValueError, match=r"search.band"):
+        Sampler(space, 0, build_cost(space, "bops"), (1e-6 * full, 1e-5 * full))
