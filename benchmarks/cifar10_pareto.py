@@ -9,6 +9,8 @@ baselines that start from float weights as many in training alone. At every budg
   full with seed 0, the better one of these from the supernet of our search, too, then with every seed from the start that
   was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
+- variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
+  W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four.
 
 Everything resumes, from the rows in benchmarks/results/cifar10_pareto.json as well, which gets one per finished training. Runs
 of the same images, code and processor give the same rows.
@@ -35,6 +37,8 @@ HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_pareto.json"
 BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.25884621}
 """Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
+FRONTIER_BUDGET = "w2a2"
+"""Whose search serves all budgets in the rows of role `frontier`."""
 FLOAT_EPOCHS = 6
 """Of training from float weights: at least the images of a search and a retraining together."""
 RANDOM = 3
@@ -132,6 +136,17 @@ class Plan:
         """As many random architectures per seed."""
         self._both_starts("random", lambda seed: [f"random {RANDOM * seed + i}" for i in range(count)])
 
+    def variance(self) -> None:
+        """Our networks, retrained with further seeds."""
+        jobs = [replace(self.ours, search_seed=seed, role="variance") for seed in self.seeds]
+        self.trained([replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs])
+
+    def frontier(self) -> None:
+        """What one search for another budget selects at this one."""
+        if self.budget_id != FRONTIER_BUDGET:
+            shared = replace(self.ours, role="frontier", architecture="reselected", search_budget=FRONTIER_BUDGET)
+            self.trained([replace(shared, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
     def _both_starts(self, method: str, rules: Callable[[int], list[str]]) -> None:
         """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one."""
         starts = {"float": self.floating, "supernet": replace(self.ours, role="candidate")}
@@ -172,7 +187,12 @@ def main() -> None:
                 if method == "random":
                     plan.random(given.random)
                 else:
-                    {"ours": plan.searched, "uniform": plan.uniform}[method]()
+                    {
+                        "ours": plan.searched,
+                        "uniform": plan.uniform,
+                        "variance": plan.variance,
+                        "frontier": plan.frontier,
+                    }[method]()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from dnas.recipe import evaluate
 from dnas.retrain import retrain
 from dnas.run import source_commit
 from dnas.search.budget import Budget
+from dnas.search.scores import Scores
 from dnas.select.reference import random_architecture, uniform_architecture, uniform_candidates
+from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.stages.context import Run, open_folder, save_weights
 from dnas.stages.retrain import summary
@@ -69,8 +71,9 @@ class Setting:
 class Job:
     """One network to be trained.
 
-    architecture: `uniform W A share`, `random NUMBER`, or `selected` by the search. start: `float` or `supernet`. search:
-    which variant's supernet, if any. epochs: of training; None is the experiment's own number.
+    architecture: `uniform W A share`, `random NUMBER`, `selected` by the search, or `reselected` from its scores for another
+    budget than it was for. start: `float` or `supernet`. search: which variant's supernet, if any; search_budget: for which
+    budget it was trained, None is the job's own. epochs: of training; None is the experiment's own number.
     """
 
     method: str
@@ -83,6 +86,7 @@ class Job:
     search_seed: int | None
     retrain_seed: int
     epochs: int | None = None
+    search_budget: str | None = None
 
     @property
     def key(self) -> str:
@@ -90,6 +94,7 @@ class Job:
         parts = (
             self.method, self.budget_id, self.architecture.replace(" ", "_"), self.start, self.search or "none",
             f"s{self.search_seed}", f"r{self.retrain_seed}", f"e{self.epochs or 0}",
+            *([f"from_{self.search_budget}"] if self.search_budget else []),
         )  # fmt: skip
         return "-".join(parts)
 
@@ -134,7 +139,8 @@ def train(setting: Setting, job: Job) -> dict[str, Any]:
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
-    folder = setting.runs / (f"search-{job.search}-{job.budget_id}-s{job.search_seed}" if job.search else "float")
+    searched_for = job.search_budget or job.budget_id
+    folder = setting.runs / (f"search-{job.search}-{searched_for}-s{job.search_seed}" if job.search else "float")
     run = open_folder(folder, Engine(ENGINE, QUIET), QUIET)
     own = replace(run, config=replace(run.config, seed=job.retrain_seed))
     supernet = run.supernet(trained=job.start == "supernet")
@@ -184,6 +190,9 @@ def _architecture(run: Run, job: Job) -> Architecture:
         return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]))
     if rule == "random":
         return random_architecture(run.space, Budget(bops=job.budget), int(values[0]))
+    if rule == "reselected":
+        scores = Scores.from_json(run.folder.read("scores.json", "search"))
+        return select(scores, run.space, Budget(bops=job.budget))
     return run.architecture()
 
 

@@ -61,6 +61,17 @@ def difference(rows: Sequence[dict[str, Any]], against: str, budget_id: str) -> 
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values), "p": p, "values": values}
 
 
+def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0.7) -> dict[str, Any] | None:
+    """One search for all budgets minus a search of its own, paired by seed; `not_worse`: than by `margin`, at 95 %."""
+    shared = [{**r, "method": "ours", "role": "main"} for r in rows if r["role"] == "frontier"]
+    own = [{**r, "method": "own"} for r in rows if r["method"] == "ours" and r["role"] == "main"]
+    found = difference([*shared, *own], "own", budget_id)
+    if found is None:
+        return None
+    low = found["mean"] - float(stats.t.ppf(0.95, found["n"] - 1) * stats.sem(found["values"]))
+    return {**found, "margin": margin, "not_worse": low > -margin}
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's method."""
     order = sorted(range(len(values)), key=lambda i: values[i])
@@ -122,6 +133,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
             "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": nested(rows, budget),
+            "one search": one_search(rows, budget),
         }  # fmt: skip
     for name in ("ours - uniform", "ours - random"):
         given = [b["differences"][name] for b in found["budgets"].values() if b["differences"][name]]

@@ -11,7 +11,7 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from pareto_verdict import components, difference, holm, picture, verdict
+from pareto_verdict import components, difference, holm, one_search, picture, verdict
 
 
 def row(method: str, seed: int, accuracy: float, role: str = "main", **others: Any) -> dict[str, Any]:
@@ -83,3 +83,13 @@ def test_the_verdict_is_json_and_a_picture(tmp_path: Path) -> None:
     assert text["variance"] is None  # the third search was retrained once
     picture(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> None:
+    shared = [row("ours", seed, accuracy, "frontier") for seed, accuracy in enumerate((76.8, 76.4, 77.1))]
+    found = one_search([*ROWS, *shared], "w2a2")
+    assert found is not None
+    expected = stats.ttest_rel([76.8, 76.4, 77.1], [77.0 - 0.7, 76.5 - 0.7, 77.5 - 0.7], alternative="greater")
+    assert found["mean"] == pytest.approx(-7 / 30)
+    assert found["not_worse"] == (expected.pvalue < 0.05)
+    assert one_search(ROWS, "w2a2") is None
