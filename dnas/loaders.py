@@ -1,6 +1,6 @@
 """Batches by epoch: what every training reads, from the project's own data or from a user's loader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +63,13 @@ def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Ba
         found.append((x, y))
         count += len(y)
     return found
+
+
+def regrouped(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """The same images in batches of this size; a rest that is smaller than half of it joins the last one."""
+    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    count = max(1, round(len(y) / size))
+    return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
 def endless(batches: EpochBatches, epoch: int) -> Iterable[Batch]:

@@ -8,11 +8,15 @@ from torch import nn
 
 from dnas.board import Board
 from dnas.engine import Engine, EngineConfig, derived_seed
-from dnas.loaders import as_batches, first_batches
+from dnas.loaders import EpochBatches, as_batches, first_batches, regrouped
 from dnas.search.budget import Budget
+from dnas.search.effects import fit_effects
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
+from dnas.search.one_shot import OneShotTraining
+from dnas.search.pool import collect
+from dnas.search.sampling import Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
@@ -20,6 +24,11 @@ from dnas.select.reference import widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
+from dnas.space.cost import build_cost, reference_cost
+
+POOL_FILE = "pool.json"
+POOL_BATCHES = 8
+"""Batches of held-back images that the records of a pool take in turn."""
 
 
 def search(
@@ -75,11 +84,42 @@ def search(
         history = engine.fit(around, checkpoint, board, seed)
         assert around.scores is not None
         return around.scores, history
+    if config.searcher == "binas":
+        return _binas(supernet, budget, sets, teacher, config, engine, checkpoint, board, seed)
     second = sets[1] if config.level == "two" else None
     training = SearchTraining(supernet, budget, sets[0], second, sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
     torch.manual_seed(derived_seed(seed, "scores"))  # a resumed run draws the same batches
     return score(supernet, budget, sets[1], teacher, config), history
+
+
+def _binas(
+    supernet: Supernet,
+    budget: Budget,
+    sets: list[EpochBatches],
+    teacher: nn.Module | None,
+    config: SearchConfig,
+    engine: Engine,
+    checkpoint: Path | None,
+    board: Board,
+    seed: int,
+) -> tuple[Scores, list[dict[str, float]]]:
+    """One-shot training, the pool (kept beside the checkpoint) and the estimator's scores."""
+    space, band, cost = supernet.space, None, None
+    if config.band is not None:
+        name = next(iter(budget.caps))
+        cost, full = build_cost(space, name, budget.functions), reference_cost(space, name, functions=budget.functions)
+        band = config.band[0] * full, config.band[1] * full
+    sampler = Sampler(space, derived_seed(seed, "paths"), cost, band)
+    training = OneShotTraining(supernet, sampler, sets[0], sets[2], teacher, config, engine, board)
+    history = engine.fit(training, checkpoint, board, seed)
+    supernet.eval()
+    torch.manual_seed(derived_seed(seed, "pool"))
+    held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
+    judged = Sampler(space, derived_seed(seed, "pool"), cost, band)
+    file = None if checkpoint is None else checkpoint.with_name(POOL_FILE)
+    pool = collect(supernet, judged, held_back, config.pool, file)
+    return fit_effects(space, pool, config.neighbours).scores(space), history
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:
@@ -91,6 +131,8 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
         images: that train weights in one epoch.
     """
     trained = images * config.epochs
+    if config.searcher == "binas":
+        return round(trained * (config.paths + 2 * config.sandwich) + config.pool * config.pool_images)
     if config.searcher == "score_function":
         trained *= 1 + config.samples * (1 - config.warmup)
     elif config.searcher == "gumbel" and config.level == "two":

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from dnas.space.choice import Choice, Space, read_typed
+from dnas.space.cost import Factor
 
 
 def no_scores(choice: Choice) -> tuple[Any, ...]:
@@ -22,6 +23,11 @@ def as_scores(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(tuple(row) if isinstance(row, list | tuple) else row for row in values)
 
 
+def nested(values: Any) -> Any:
+    """Nested lists as nested tuples."""
+    return tuple(nested(value) for value in values) if isinstance(values, list | tuple) else values
+
+
 def _rows(values: Sequence[Any]) -> list[Any]:
     """The options' numbers decision by decision."""
     return list(values) if values and isinstance(values[0], tuple) else [values]
@@ -32,11 +38,13 @@ class Scores:
     """A number for every option of every choice: higher is better, differences count, in units of the task loss.
 
     values: a tuple over the options; for a choice by filter a tuple of such tuples, one per decision (of kind `filters`:
-    removed, kept). method: how they were obtained (`gradient`, `logits`, `measured`).
+    removed, kept). method: how they were obtained (`gradient`, `logits`, `measured`, `binas`). joint: for some sets of
+    choices a table over their joint options (nested tuples, one level per choice) that adds to the values.
     """
 
     values: Mapping[str, tuple[Any, ...]]
     method: str
+    joint: tuple[tuple[tuple[str, ...], Any], ...] = ()
 
     def rows(self, choice: Choice) -> list[tuple[float, ...]]:
         """The scores of a choice, decision by decision."""
@@ -55,6 +63,16 @@ class Scores:
                     f"scores of {choice.name}: found {found}, needed are {choice.width} finite numbers"
                     f"{f' for each of {choice.count} decisions' if choice.by_filter else ''}"
                 )
+        for names, table in self.joint:
+            shape, wanted = np.shape(table), tuple(len(space.choice(name).options) for name in names)
+            if shape != wanted or not np.isfinite(table).all():
+                raise ValueError(
+                    f"joint scores of {list(names)}: found shape {shape}, needed are finite numbers of {wanted}"
+                )
+
+    def factors(self) -> list[Factor]:
+        """The joint tables."""
+        return [Factor(names, np.asarray(table, dtype=np.float64)) for names, table in self.joint]
 
     def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
         """The nearest scores that never fall as an option gets dearer (isotonic regression along each choice).
@@ -69,7 +87,7 @@ class Scores:
                 for row in _rows(values)
             ]
             fitted[name] = tuple(rows) if values and isinstance(values[0], tuple) else rows[0]
-        return Scores(fitted, self.method)
+        return Scores(fitted, self.method, self.joint)
 
     def mean(self, other: "Scores") -> "Scores":
         """The mean of two score tables, option by option; `method` is that of the other."""
@@ -79,12 +97,20 @@ class Scores:
                 return tuple(half(a, b) for a, b in zip(mine, its, strict=True))
             return (mine + its) / 2
 
-        return Scores({name: half(mine, other.values[name]) for name, mine in self.values.items()}, other.method)
+        values = {name: half(mine, other.values[name]) for name, mine in self.values.items()}
+        mine, its = dict(self.joint), dict(other.joint)
+        joint = {
+            names: (np.asarray(mine.get(names, 0.0)) + np.asarray(its.get(names, 0.0))) / 2 for names in {**mine, **its}
+        }
+        return Scores(values, other.method, tuple((names, nested(table.tolist())) for names, table in joint.items()))
 
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
         values = {name: list(scores) for name, scores in self.values.items()}
-        return json.dumps({"type": "dnas.Scores", "version": 1, "method": self.method, "values": values}, indent=1)
+        content: dict[str, Any] = {"type": "dnas.Scores", "version": 1, "method": self.method, "values": values}
+        if self.joint:
+            content["joint"] = [[list(names), table] for names, table in self.joint]
+        return json.dumps(content, indent=1)
 
     @staticmethod
     def from_json(text: str) -> "Scores":
@@ -94,4 +120,5 @@ class Scores:
             ValueError: another type or version.
         """
         content = read_typed(text, "dnas.Scores", 1)
-        return Scores({name: as_scores(values) for name, values in content["values"].items()}, content["method"])
+        joint = tuple((tuple(names), nested(table)) for names, table in content.get("joint", []))
+        return Scores({name: as_scores(values) for name, values in content["values"].items()}, content["method"], joint)

@@ -13,7 +13,7 @@ from dnas.select.program import Program
 from dnas.select.solve import SCALE, solve
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
-from dnas.space.cost import Cost, build_cost
+from dnas.space.cost import Cost, Factor, build_cost
 
 TIE_BREAK = 1e-6
 """Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
@@ -43,17 +43,21 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
     costs = [build_cost(space, name, budget.functions if budget else None) for name in limits]
     if any(choice.by_filter for choice in space.searched()):
         return select_by_filter(scores, space, budget, costs, limits, time_limit)
-    program = Program(space, costs)
     values, scale = _with_tie_break(scores, space, costs, limits)
+    joint = scores.factors()
+    program = Program(space, costs, joint=[Factor(f.choices, f.table / scale) for f in joint])
     if not program.binaries:
         positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
     else:
         positions, bound = solve(program, program.objective(values), limits, time_limit)
         if limits:
             pure = {name: [score / scale for score in found] for name, found in scores.values.items()}
-            positions = _spend(program, pure, limits, positions, time_limit)
+            best = _total(pure, [f.at(positions) / scale for f in joint], positions, space) - program.constant
+            positions = _spend(program, pure, best, limits, positions, time_limit)
+        bound += program.constant
     found = {cost.name: cost.at(positions) for cost in costs}
     value = sum(scores.values[name][option] for name, option in positions.items())
+    value += sum(factor.at(positions) for factor in joint)
     fixed = sum(scores.values[choice.name][0] for choice in space.choices if not choice.searched)
     best = max(bound * scale + fixed, value)
     certificate = Certificate(value, best, best - value, "highs", time.perf_counter() - start, found, limits)
@@ -75,6 +79,7 @@ def _with_tie_break(
 
     full = max((cost.at(dearest) / limits[cost.name] for cost in costs), default=1.0)
     ranges = [np.ptp(scores.values[choice.name]) for choice in space.choices]
+    ranges += [np.ptp(factor.table) for factor in scores.factors()]
     scale = float(max(ranges, default=0.0)) or 1.0
     values = {}
     for choice in space.choices:
@@ -87,18 +92,25 @@ def _with_tie_break(
     return values, scale
 
 
+def _total(
+    values: Mapping[str, Sequence[float]], joint: Sequence[float], positions: Mapping[str, int], space: Space
+) -> float:
+    """The score of positions, without that of choices that have one option."""
+    return sum(values[choice.name][positions[choice.name]] for choice in space.searched()) + sum(joint)
+
+
 def _spend(
     program: Program,
     values: Mapping[str, Sequence[float]],
+    best: float,
     limits: Mapping[str, float],
     positions: dict[str, int],
     time_limit: float,
 ) -> dict[str, int]:
-    """Of all solutions that score as much (within the tie-break), one that spends most of the budgets."""
+    """Of all solutions that score as much as `best` (within the tie-break), one that spends most of the budgets."""
     rows = program.constraints(limits)
     budgets = sum(len(cost.rows) for cost in program.costs)
-    objective, best = program.objective(values), sum(values[name][option] for name, option in positions.items())
-    best -= sum(values[choice.name][0] for choice in program.space.choices if not choice.searched)
+    objective = program.objective(values)
     integrality = np.zeros(program.size)
     integrality[: program.binaries] = 1
     result = milp(

@@ -1,0 +1,235 @@
+"""BINAS' accuracy estimator: what every option adds to the expected accuracy, and how sure that is.
+
+The paper measures one conditional mean per option. Here one pool of records gives all effects at once: effect-coded ridge
+regression, the first orders of the ANOVA decomposition of accuracy under the distribution that sub-networks are drawn from.
+The effect of a choice inside a block that may be left out counts only where the block runs, as in the paper's bilinear form.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnas.search.pool import Pool
+from dnas.search.scores import Scores, nested
+from dnas.space.choice import Space
+
+STRENGTHS = np.logspace(-2, 4, 13)
+"""Of the ridge penalty, tried for main and for joint effects by leaving one record out."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """The effect of a choice (one name) or the joint effect of two, within the blocks that they are in.
+
+    gates: (choice, least position) that all must hold for the term to count. centre: for every choice of the term the share
+    of records at each option, of those in which the gates are open. start: of its columns; shape: options per choice.
+    """
+
+    choices: tuple[str, ...]
+    gates: tuple[tuple[str, int], ...]
+    centre: tuple[Array, ...]
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many columns it has."""
+        return int(np.prod(self.shape))
+
+
+def gates_by_choice(space: Space) -> dict[str, tuple[tuple[str, int], ...]]:
+    """For every choice the gates that all of its layers are behind, as (choice, least position)."""
+    layers: dict[str, list[str]] = {}
+    for layer in space.layers:
+        names = [layer.weight_choice, layer.act_choice, *([layer.kernel_choice] if layer.kernel_choice else [])]
+        for name in names:
+            layers.setdefault(name, []).append(layer.name)
+    for group in space.groups:
+        layers.setdefault(group.choice, []).extend(group.members)
+    for gate in space.gates:
+        layers.setdefault(gate.choice, []).append(gate.module)
+    found = {}
+    for name, paths in layers.items():
+        shared = [g for g in space.gates if all(g.encloses(path) for path in paths) and g.choice != name]
+        found[name] = tuple(
+            (g.choice, next(i for i, o in enumerate(space.choice(g.choice).options) if o >= g.least)) for g in shared
+        )
+    return found
+
+
+def pairs_of(space: Space, neighbours: bool = False) -> list[tuple[str, str]]:
+    """The searched choices that meet in a layer, and optionally those of layers that follow each other."""
+    found: dict[tuple[str, str], None] = {}
+    last: list[str] = []
+    for layer in space.layers:
+        names = [space.groups[g].choice for g in (*layer.inputs.counts, *layer.outputs.counts)]
+        names += [layer.weight_choice, layer.act_choice, *([layer.kernel_choice] if layer.kernel_choice else [])]
+        own = [name for name in dict.fromkeys(names) if space.choice(name).searched]
+        pairs = list(combinations(own, 2)) + ([(a, b) for a in last for b in own if a != b] if neighbours else [])
+        for a, b in pairs:
+            found[min(a, b), max(a, b)] = None
+        last = own
+    return list(found)
+
+
+class Design:
+    """The columns of the regression for any positions."""
+
+    def __init__(self, space: Space, pool: Pool, pairs: Sequence[tuple[str, str]]) -> None:
+        """Lays out the terms and takes their centres from the pool."""
+        self.choices = pool.choices
+        self.column = {name: i for i, name in enumerate(pool.choices)}
+        gates = gates_by_choice(space)
+        self.terms: list[Term] = []
+        start = 0
+        wanted: list[tuple[str, ...]] = [(choice.name,) for choice in space.searched()]
+        wanted += list(pairs)
+        self.mains = len(list(space.searched()))
+        for names in wanted:
+            own = tuple(dict.fromkeys(gate for name in names for gate in gates.get(name, ())))
+            own = tuple(gate for gate in own if gate[0] not in names)
+            opened = self._opened(pool.positions, own)
+            shape = tuple(len(space.choice(name).options) for name in names)
+            centre = tuple(
+                np.bincount(pool.positions[opened, self.column[name]], minlength=size) / max(int(opened.sum()), 1)
+                for name, size in zip(names, shape, strict=True)
+            )
+            self.terms.append(Term(names, own, centre, start, shape))
+            start += self.terms[-1].size
+        self.size = start
+
+    def _opened(self, positions: NDArray[np.int64], gates: Iterable[tuple[str, int]]) -> NDArray[np.bool_]:
+        opened = np.ones(len(positions), dtype=bool)
+        for name, least in gates:
+            opened &= positions[:, self.column[name]] >= least
+        return opened
+
+    def matrix(self, positions: NDArray[np.int64]) -> Array:
+        """Shape (n, columns), from positions of shape (n, choices)."""
+        found = np.zeros((len(positions), self.size))
+        for term in self.terms:
+            value = self._opened(positions, term.gates).astype(float)[:, None]
+            for name, centre in zip(term.choices, term.centre, strict=True):
+                coded = np.eye(len(centre))[positions[:, self.column[name]]] - centre
+                value = (value[:, :, None] * coded[:, None, :]).reshape(len(positions), -1)
+            found[:, term.start : term.start + term.size] = value
+        return found
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Expected accuracy (%) of any architecture of a space.
+
+    intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
+    error (of the posterior under the ridge's prior). noise: variance of a record that its images explain; misfit: the rest
+    of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint effects.
+    """
+
+    design: Design
+    intercept: float
+    effects: Array
+    errors: Array
+    noise: float
+    misfit: float
+    r2: float
+    strengths: tuple[float, float]
+
+    def predict(self, positions: NDArray[np.int64]) -> Array:
+        """Expected accuracy, shape (n,), at positions of shape (n, choices)."""
+        return self.intercept + self.design.matrix(positions) @ self.effects
+
+    def table(self, term: Term) -> tuple[Array, Array]:
+        """Effects and standard errors of a term, shape as the term's: centred as they enter the prediction."""
+        columns = slice(term.start, term.start + term.size)
+        effects, errors = self.effects[columns].reshape(term.shape), self.errors[columns].reshape(term.shape)
+        for axis, centre in enumerate(term.centre):
+            mean = np.tensordot(centre, effects, (0, axis))
+            effects = effects - np.expand_dims(mean, axis)
+        return effects, errors
+
+    def scores(self, space: Space) -> Scores:
+        """A table for the selector: the sum of its entries is the prediction, up to a constant."""
+        values: dict[str, tuple[Any, ...]] = {choice.name: (0.0,) * len(choice.options) for choice in space.choices}
+        joint: dict[tuple[str, ...], Array] = {}
+        for term in self.design.terms:
+            effects, _ = self.table(term)
+            names = (*term.choices, *dict.fromkeys(name for name, _ in term.gates))
+            table = effects
+            for name in names[len(term.choices) :]:
+                least = max(least for gate, least in term.gates if gate == name)
+                opened = (np.arange(len(space.choice(name).options)) >= least).astype(float)
+                table = table[..., None] * opened
+            if len(names) == 1:
+                values[names[0]] = tuple((np.asarray(values[names[0]]) + table).tolist())
+            else:
+                joint[names] = joint.get(names, np.zeros(table.shape)) + table
+        return Scores(values, "binas", tuple((names, nested(table.tolist())) for names, table in joint.items()))
+
+
+def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator:
+    """Fits the estimator to a pool.
+
+    Args:
+        space: the space, without choices by filter.
+        pool: its records; batches of images differ in difficulty, which is taken out.
+        neighbours: joint effects of layers that follow each other as well as those within layers.
+
+    Raises:
+        ValueError: fewer than 20 records.
+    """
+    if len(pool) < 20:
+        raise ValueError(f"a pool of {len(pool)} records; an estimator needs 20 or more (search.pool)")
+    design = Design(space, pool, pairs_of(space, neighbours))
+    x, y = _within(design.matrix(pool.positions), pool.batch), _within(pool.accuracy[:, None], pool.batch)[:, 0]
+    mains = sum(term.size for term in design.terms[: design.mains])
+    main, other = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T
+    best = min((_left_out(main / a + other / b, y)[0], a, b) for a in STRENGTHS for b in STRENGTHS if b >= a)
+    strengths = (float(best[1]), float(best[2]))
+    inverse = 1.0 / np.where(np.arange(design.size) < mains, strengths[0], strengths[1])
+    kernel = main / strengths[0] + other / strengths[1]
+    error, alpha, solve, freedom = _left_out(kernel, y)
+    effects = inverse * (x.T @ alpha)
+    residual = float(np.sum((y - kernel @ alpha) ** 2) / max(len(y) - freedom, 1.0))
+    reduced = np.einsum("nc,nc->c", x, solve @ x)
+    errors = np.sqrt(residual * np.maximum(inverse - inverse**2 * reduced, 0.0))
+    rate = pool.accuracy / 100
+    noise = float(np.mean(1e4 * rate * (1 - rate) / pool.images))
+    r2 = 1.0 - error / max(float(np.var(y)), 1e-12)
+    return Estimator(
+        design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2, strengths
+    )
+
+
+def _within(values: Array, batch: NDArray[np.int64]) -> Array:
+    """Values without the mean of their batch."""
+    found = values.astype(float).copy()
+    for number in np.unique(batch):
+        rows = batch == number
+        found[rows] -= found[rows].mean(0)
+    return found
+
+
+def _left_out(kernel: Array, y: Array) -> tuple[float, Array, Array, float]:
+    """Mean squared error of predictions that leave a record out, dual weights, (K + 1)^-1, and degrees of freedom."""
+    inverse = np.linalg.inv(kernel + np.eye(len(y))).astype(np.float64)
+    alpha = inverse @ y
+    missed = alpha / np.diag(inverse)  # y minus its prediction from all other records
+    return float(np.mean(missed**2)), alpha, inverse, float(np.sum(kernel * inverse))
+
+
+def summary(space: Space, estimator: Estimator) -> list[dict[str, Any]]:
+    """The main effects as plain data: choice, kind, options, effects, errors; for reports."""
+    return [
+        {
+            "choice": term.choices[0], "kind": space.choice(term.choices[0]).kind,
+            "options": list(space.choice(term.choices[0]).options),
+            "effects": estimator.table(term)[0].tolist(), "errors": estimator.table(term)[1].tolist(),
+        }
+        for term in estimator.design.terms[: estimator.design.mains]
+    ]  # fmt: skip
