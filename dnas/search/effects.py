@@ -17,8 +17,8 @@ from dnas.search.pool import Pool
 from dnas.search.scores import Scores, nested
 from dnas.space.choice import Space
 
-STRENGTHS = np.logspace(-2, 4, 13)
-"""Of the ridge penalty, tried for main and for joint effects by leaving one record out."""
+STRENGTHS, RATIOS = np.logspace(-2, 4, 25), (1.0, 4.0, 16.0, 64.0, 1e4)
+"""Of the ridge penalty on main effects, and how much more joint ones are penalised: tried by leaving one record out."""
 
 Array = NDArray[np.float64]
 
@@ -189,18 +189,19 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
     x, y = _within(design.matrix(pool.positions), pool.batch), _within(pool.accuracy[:, None], pool.batch)[:, 0]
     mains = sum(term.size for term in design.terms[: design.mains])
     main, other = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T
-    best = min((_left_out(main / a + other / b, y)[0], a, b) for a in STRENGTHS for b in STRENGTHS if b >= a)
-    strengths = (float(best[1]), float(best[2]))
-    inverse = 1.0 / np.where(np.arange(design.size) < mains, strengths[0], strengths[1])
+    best = min(_ridges(main + other / ratio, y, ratio) for ratio in RATIOS)
+    strengths = (best[1], best[1] * best[2])
+    inverse = 1.0 / np.where(np.arange(design.size) < mains, *strengths)
     kernel = main / strengths[0] + other / strengths[1]
-    error, alpha, solve, freedom = _left_out(kernel, y)
+    solve = np.linalg.inv(kernel + np.eye(len(y)))
+    alpha, freedom = solve @ y, float(np.sum(kernel * solve))
     effects = inverse * (x.T @ alpha)
     residual = float(np.sum((y - kernel @ alpha) ** 2) / max(len(y) - freedom, 1.0))
     reduced = np.einsum("nc,nc->c", x, solve @ x)
     errors = np.sqrt(residual * np.maximum(inverse - inverse**2 * reduced, 0.0))
     rate = pool.accuracy / 100
     noise = float(np.mean(1e4 * rate * (1 - rate) / pool.images))
-    r2 = 1.0 - error / max(float(np.var(y)), 1e-12)
+    r2 = 1.0 - best[0] / max(float(np.var(y)), 1e-12)
     return Estimator(
         design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2, strengths
     )
@@ -215,12 +216,18 @@ def _within(values: Array, batch: NDArray[np.int64]) -> Array:
     return found
 
 
-def _left_out(kernel: Array, y: Array) -> tuple[float, Array, Array, float]:
-    """Mean squared error of predictions that leave a record out, dual weights, (K + 1)^-1, and degrees of freedom."""
-    inverse = np.linalg.inv(kernel + np.eye(len(y))).astype(np.float64)
-    alpha = inverse @ y
-    missed = alpha / np.diag(inverse)  # y minus its prediction from all other records
-    return float(np.mean(missed**2)), alpha, inverse, float(np.sum(kernel * inverse))
+def _ridges(kernel: Array, y: Array, ratio: float) -> tuple[float, float, float]:
+    """(mean squared error of predictions that leave a record out, strength, ratio) of the best strength."""
+    values, vectors = np.linalg.eigh(kernel)
+    turned = vectors.T @ y
+    found = []
+    for strength in STRENGTHS:
+        kept = 1.0 / (np.maximum(values, 0.0) / strength + 1.0)
+        missed = (vectors @ (kept * turned)) / (
+            np.square(vectors) @ kept
+        )  # y minus its prediction from all other records
+        found.append((float(np.mean(missed**2)), float(strength), ratio))
+    return min(found)
 
 
 def summary(space: Space, estimator: Estimator) -> list[dict[str, Any]]:

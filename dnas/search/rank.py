@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """tau: Kendall's tau-b; spearman: rank correlation; r2: squared Pearson correlation; intervals: 95 %, of tau and spearman."""
+    """tau: Kendall's tau-b; spearman: rank correlation; r2: squared Pearson correlation; intervals: of 95 %."""
 
     n: int
     tau: float

@@ -74,7 +74,9 @@ class Program:
         self._factors = [
             [[searched_factor(space, factor) for factor in row] for row in cost.rows] for cost in self.costs
         ]
-        pairs = self._pairs() if illegal is None else [searched_factor(space, t) for t in illegal if t.table.any()]
+        pairs = (
+            illegal_pairs(space) if illegal is None else [searched_factor(space, t) for t in illegal if t.table.any()]
+        )
         self._joint = [searched_factor(space, factor) for factor in joint]
         sets = {names for cost in self._factors for row in cost for names, _ in row if len(names) > 1}
         sets |= {names for names, _ in self._joint if len(names) > 1}
@@ -86,19 +88,6 @@ class Program:
         for names, illegal in pairs:
             columns, values = self._express(names, illegal)
             self._rows.append((columns[values > 0], values[values > 0], 0.0, 0.0))
-
-    def _pairs(self) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
-        """For every layer the table that is 1 where its (weight, activation) pair is illegal."""
-        tables = []
-        for layer in self.space.layers if self.space.pairs is not None else ():
-            weight, act = self.space.choice(layer.weight_choice), self.space.choice(layer.act_choice)
-            if weight.name == act.name:
-                continue  # a joint choice has legal pairs alone
-            illegal = [[float((w, a) not in (self.space.pairs or ())) for a in act.options] for w in weight.options]
-            table = Factor((weight.name, act.name), np.array(illegal))
-            if table.table.any() and (weight.searched or act.searched):
-                tables.append(searched_factor(self.space, table))
-        return tables
 
     def _add_block(self, names: tuple[str, ...]) -> None:
         shape = tuple(len(self.space.choice(name).options) for name in names)
@@ -164,6 +153,20 @@ class Program:
         for name, start in self.first.items():
             found[name] = int(np.argmax(solution[start : start + len(self.space.choice(name).options)]))
         return found
+
+
+def illegal_pairs(space: Space) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
+    """For every layer the table that is 1 where its (weight, activation) pair is illegal."""
+    tables = []
+    for layer in space.layers if space.pairs is not None else ():
+        weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
+        if weight.name == act.name:
+            continue  # a joint choice has legal pairs alone
+        illegal = [[float((w, a) not in (space.pairs or ())) for a in act.options] for w in weight.options]
+        table = Factor((weight.name, act.name), np.array(illegal))
+        if table.table.any() and (weight.searched or act.searched):
+            tables.append(searched_factor(space, table))
+    return tables
 
 
 def enumerate_positions(space: Space) -> Iterable[dict[str, int]]:

@@ -9,32 +9,41 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from dnas.search.budget import Budget
 from dnas.search.scores import Scores
 from dnas.select.by_filter import select_by_filter
+from dnas.select.labels import MOST_STATES, solve_by_labels, state_count
+from dnas.select.problem import build_problem
 from dnas.select.program import Program
 from dnas.select.solve import SCALE, solve
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, Factor, build_cost
 
+SOLVERS = ("auto", "labels", "highs")
 TIE_BREAK = 1e-6
 """Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
 
 
-def select(scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0) -> Architecture:
-    """Maximises the total score under every budget, exactly, with HiGHS.
+def select(
+    scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0, solver: str = "auto"
+) -> Architecture:
+    """Maximises the total score under every budget, exactly.
 
     Args:
-        scores: one number per option.
+        scores: one number per option, and tables for options of several choices together.
         space: the space that they are of.
         budget: upper bounds; None selects the best-scored option everywhere.
         time_limit: seconds; when it runs out, the certificate's gap says how far from proven the result is.
+        solver: `labels` (label setting, see `dnas.select.labels`), `highs` (mixed-integer program), or `auto`: labels where
+            the choices can be decided one after the other with few enough states. Where single filters decide, HiGHS.
 
     Returns:
         an architecture that meets the budget in integers, with its certificate. Ties go to the dearer option.
 
     Raises:
         BudgetError: no architecture of the space meets the budget.
-        ValueError: scores that do not fit the space.
+        ValueError: scores that do not fit the space, or an unknown solver.
     """
+    if solver not in SOLVERS:
+        raise ValueError(f"select.solver is {solver!r}; allowed: {list(SOLVERS)}")
     scores.check(space)
     start = time.perf_counter()
     limits = budget.limits(space) if budget else {}
@@ -44,25 +53,50 @@ def select(scores: Scores, space: Space, budget: Budget | None = None, time_limi
     if any(choice.by_filter for choice in space.searched()):
         return select_by_filter(scores, space, budget, costs, limits, time_limit)
     values, scale = _with_tie_break(scores, space, costs, limits)
-    joint = scores.factors()
-    program = Program(space, costs, joint=[Factor(f.choices, f.table / scale) for f in joint])
-    if not program.binaries:
-        positions, bound = {choice.name: 0 for choice in space.choices}, 0.0
-    else:
-        positions, bound = solve(program, program.objective(values), limits, time_limit)
-        if limits:
-            pure = {name: [score / scale for score in found] for name, found in scores.values.items()}
-            best = _total(pure, [f.at(positions) / scale for f in joint], positions, space) - program.constant
-            positions = _spend(program, pure, best, limits, positions, time_limit)
-        bound += program.constant
-    found = {cost.name: cost.at(positions) for cost in costs}
+    joint = [Factor(factor.choices, factor.table / scale) for factor in scores.factors()]
+    problem = build_problem(space, values, joint, costs, limits)
+    positions, bound, method = None, float("inf"), "labels"
+    if solver == "labels" or (solver == "auto" and state_count(problem) <= MOST_STATES):
+        found = solve_by_labels(problem, time_limit)
+        if found.positions is not None:
+            positions = {choice.name: 0 for choice in space.choices} | found.positions
+            bound = found.bound
+            if any(
+                cost.at(positions) > limits[cost.name] for cost in costs
+            ):  # by rounding: costs that are not integers
+                positions = None
+    if positions is None:
+        positions, bound, method = *_by_highs(scores, space, costs, limits, values, joint, scale, time_limit), "highs"
+    spent = {cost.name: cost.at(positions) for cost in costs}
     value = sum(scores.values[name][option] for name, option in positions.items())
-    value += sum(factor.at(positions) for factor in joint)
-    fixed = sum(scores.values[choice.name][0] for choice in space.choices if not choice.searched)
-    best = max(bound * scale + fixed, value)
-    certificate = Certificate(value, best, best - value, "highs", time.perf_counter() - start, found, limits)
+    value += sum(factor.at(positions) for factor in scores.factors())
+    best = max(bound * scale, value)
+    certificate = Certificate(value, best, best - value, method, time.perf_counter() - start, spent, limits)
     options = {choice.name: choice.options[positions[choice.name]] for choice in space.choices}
     return Architecture(space, options, None, certificate, budget.functions if budget else {})
+
+
+def _by_highs(
+    scores: Scores,
+    space: Space,
+    costs: Sequence[Cost],
+    limits: Mapping[str, float],
+    values: Mapping[str, Sequence[float]],
+    joint: Sequence[Factor],
+    scale: float,
+    time_limit: float,
+) -> tuple[dict[str, int], float]:
+    """Positions and a bound of the scaled score."""
+    program = Program(space, costs, joint=joint)
+    fixed = sum(scores.values[choice.name][0] for choice in space.choices if not choice.searched) / scale
+    if not program.binaries:
+        return {choice.name: 0 for choice in space.choices}, program.constant + fixed
+    positions, bound = solve(program, program.objective(values), limits, time_limit)
+    if limits:
+        pure = {name: [score / scale for score in found] for name, found in scores.values.items()}
+        best = _total(pure, [factor.at(positions) for factor in joint], positions, space) - program.constant
+        positions = _spend(program, pure, best, limits, positions, time_limit)
+    return positions, bound + program.constant + fixed
 
 
 def _with_tie_break(

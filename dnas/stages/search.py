@@ -6,8 +6,12 @@ from dnas.checkpoint import load_state
 from dnas.engine import derived_seed
 from dnas.pretrain import float_training
 from dnas.recipe import evaluate
-from dnas.searcher import images_seen
+from dnas.search.effects import fit_effects
+from dnas.search.judge import judge_estimator, report
+from dnas.search.pool import Pool
+from dnas.searcher import POOL_FILE, images_seen
 from dnas.searcher import search as search_choices
+from dnas.space.cost import build_cost
 from dnas.stages.context import Run, save_weights
 from quant.files import write_atomically
 
@@ -63,4 +67,25 @@ def search(run: Run) -> None:
             "images": images_seen(config.search, run.space, len(weights) * config.search.batch_size),
         },
     )
+    if config.search.searcher == "binas":
+        write_estimator(run)
     write_atomically(run.folder.file("scores.json"), scores.to_json())
+
+
+def write_estimator(run: Run) -> None:
+    """Writes estimator.json: effects with errors, ranking of left-out sub-networks, and plain findings."""
+    pool = Pool.from_json(run.folder.read(POOL_FILE, "search"), run.space)
+    neighbours = run.config.search.neighbours
+    cost = build_cost(run.space, next(iter(run.budget.caps)), run.functions)
+    judged = judge_estimator(run.space, pool, cost, neighbours)
+    content = report(run.space, fit_effects(run.space, pool, neighbours), judged)
+    run.folder.write_json("estimator.json", content)
+    held_out, alone = judged["held_out"], judged["cost alone"]["tau"]
+    low, high = held_out["tau_interval"]
+    run.console.print(
+        f"estimator: Kendall tau {held_out['tau']:.2f} ({low:.2f} to {high:.2f}) on {held_out['n']} left-out sub-networks; "
+        f"cost alone {alone:.2f}",
+        highlight=False,
+    )
+    for sentence in content["findings"]:
+        run.console.print(sentence, highlight=False)

@@ -14,7 +14,7 @@ from dnas.search.classical import conditional_means, total
 from dnas.search.effects import fit_effects, gates_by_choice, pairs_of
 from dnas.search.pool import Pool
 from dnas.search.rank import rank_agreement
-from dnas.search.sampling import Sampler
+from dnas.search.sampling import draw
 from dnas.search.scores import Scores
 from dnas.select.program import enumerate_positions
 from dnas.select.select import select
@@ -69,8 +69,8 @@ def truth(space: Space, seed: int = 0, joint: float = 0.0) -> Truth:
 
 
 def pool(space: Space, value: Truth, n: int, seed: int, noise: float = 0.0, spread: float = 0.0) -> Pool:
-    sampler, generator = Sampler(space, seed), np.random.default_rng(seed)
-    positions = np.stack([sampler.positions(i) for i in range(n)])
+    generator = np.random.default_rng(seed)
+    positions = draw([np.zeros(len(c.options)) for c in space.choices], 0.0, generator, n)
     batch = np.arange(n) % 8
     accuracy = value(positions) + noise * generator.normal(size=n) + spread * generator.normal(size=8)[batch]
     names = tuple(choice.name for choice in space.choices)

@@ -1,0 +1,123 @@
+"""How far an estimator can be trusted: on sub-networks that it was not fitted to, beside cost alone, and over pool sizes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnas.search.effects import Estimator, fit_effects, summary
+from dnas.search.pool import Pool
+from dnas.search.rank import rank_agreement
+from dnas.space.choice import Space
+from dnas.space.cost import Cost
+
+HELD_OUT = 5
+"""One record in so many is left out to judge the estimator."""
+SHARES = (0.1, 0.25, 0.5, 1.0)
+"""Of the other records, for the ranking over the size of the pool."""
+
+
+def costs_of(cost: Cost, pool: Pool) -> NDArray[np.float64]:
+    """The cost of every record's sub-network; shape (n,)."""
+    return np.array([cost.at(dict(zip(pool.choices, row.tolist(), strict=True))) for row in pool.positions])
+
+
+def judge_estimator(space: Space, pool: Pool, cost: Cost, neighbours: bool = False) -> dict[str, Any]:
+    """Ranking of left-out sub-networks by their one-shot accuracy.
+
+    Args:
+        space: the space.
+        pool: all records; every fifth is left out.
+        cost: for the ranking by cost alone, and for the half of the left-out records in the middle of its range.
+        neighbours: as in `fit_effects`.
+
+    Returns:
+        `held_out`, `cost alone`, `band` and `cost alone in band`: agreement; `sizes`: tau over the number of records;
+        `predicted` and `measured`: of the left-out ones.
+    """
+    number = np.arange(len(pool))
+    rest, test = pool.take(number[number % HELD_OUT != 0]), pool.take(number[number % HELD_OUT == 0])
+    predicted = fit_effects(space, rest, neighbours).predict(test.positions)
+    costs = costs_of(cost, test)
+    middle = (costs >= np.quantile(costs, 0.25)) & (costs <= np.quantile(costs, 0.75))
+    sizes = []
+    for share in SHARES:
+        count = int(share * len(rest))
+        if count >= 20:
+            found = fit_effects(space, rest.take(slice(count)), neighbours).predict(test.positions)
+            sizes.append({"records": count, **asdict(rank_agreement(found, test.accuracy))})
+    return {
+        "held_out": asdict(rank_agreement(predicted, test.accuracy)),
+        "cost alone": asdict(rank_agreement(costs, test.accuracy)),
+        "band": asdict(rank_agreement(predicted[middle], test.accuracy[middle])),
+        "cost alone in band": asdict(rank_agreement(costs[middle], test.accuracy[middle])),
+        "sizes": sizes, "predicted": predicted.tolist(), "measured": test.accuracy.tolist(), "costs": costs.tolist(),
+    }  # fmt: skip
+
+
+def report(space: Space, estimator: Estimator, judged: dict[str, Any]) -> dict[str, Any]:
+    """Everything about an estimator as plain data."""
+    return {
+        "intercept": estimator.intercept, "r2": estimator.r2, "noise_variance": estimator.noise,
+        "misfit_variance": estimator.misfit, "strengths": list(estimator.strengths),
+        "effects": summary(space, estimator), "findings": findings(space, estimator), "judged": judged,
+    }  # fmt: skip
+
+
+def findings(space: Space, estimator: Estimator) -> list[str]:
+    """For every kind of choice a plain sentence: where one more option pays most, if that is more than chance.
+
+    What is compared are the slopes of the effects over a choice's options, by the part of the network that the choice is in;
+    two differ if they are further apart than two standard errors of their difference.
+    """
+    slopes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for entry in summary(space, estimator):
+        options = np.asarray(entry["options"], dtype=float)
+        if entry["kind"] == "filters":
+            options = options / options[-1]
+        weights = (options - options.mean()) / np.sum((options - options.mean()) ** 2)
+        slope = float(weights @ np.asarray(entry["effects"]))
+        error = float(np.sqrt(np.sum((weights * np.asarray(entry["errors"])) ** 2)))
+        slopes.setdefault(entry["kind"], {}).setdefault(part_of(entry["choice"]), []).append((slope, error))
+    found = []
+    for kind, parts in slopes.items():
+        means = {
+            part: (float(np.mean([s for s, _ in own])), float(np.sqrt(sum(e * e for _, e in own))) / len(own))
+            for part, own in parts.items()
+        }
+        found.append(_sentence(kind, means))
+    return found
+
+
+UNITS = {
+    "weight_bits": ("weight bits", "per bit"), "act_bits": ("activation bits", "per bit"),
+    "filters": ("filters", "from none to all of them"), "kernel": ("kernels", "per step of the side"),
+    "depth": ("depth", "per block"), "branch": ("optional branches", "each"),
+}  # fmt: skip
+
+
+def _sentence(kind: str, means: dict[str, tuple[float, float]]) -> str:
+    name, unit = UNITS.get(kind, (kind, "per option"))
+    order: Sequence[str] = sorted(means, key=lambda part: -means[part][0])
+    best, least = order[0], order[-1]
+    slope, error = means[best]
+    if len(order) == 1:
+        return f"{name.capitalize()}: {slope:+.2f} +- {error:.2f} points {unit} in {best}."
+    other, spread = means[least]
+    if slope - other < 2 * (error**2 + spread**2) ** 0.5:
+        return f"{name.capitalize()}: no part of the network differs from another by more than two standard errors."
+    return (
+        f"{name.capitalize()} pay most in {best}: {slope:+.2f} +- {error:.2f} points {unit}; least in {least}: "
+        f"{other:+.2f} +- {spread:.2f}."
+    )
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a choice is in: its path up to the first number, and that number."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return parts[0]
