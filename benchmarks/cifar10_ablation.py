@@ -36,6 +36,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "score function": (
         "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
     ),
+    "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]", "search.pool=800"),
+    "binas without sandwich": (
+        "search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]", "search.pool=800",
+        "search.sandwich=false",
+    ),
 }  # fmt: skip
 """Settings of the search by the name of the variant; retraining is the experiment's in all of them."""
 

@@ -17,6 +17,7 @@ from dnas.engine import Engine
 from dnas.run import NOT_IDENTITY, RunError, RunFolder, digest, is_run_folder, open_run, stored_config
 from dnas.stages.context import Run, as_started
 from dnas.stages.export import export
+from dnas.stages.frontier import frontier
 from dnas.stages.preflight import preflight
 from dnas.stages.report import report, show
 from dnas.stages.retrain import retrain
@@ -28,6 +29,7 @@ RUN_STAGE: dict[str, Any] = {
     "preflight": preflight,
     "search": search,
     "select": select,
+    "frontier": frontier,
     "retrain": retrain,
     "export": export,
     "report": report,

@@ -16,11 +16,12 @@ from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
 from dnas.search.training import SearchConfig, check_relaxation
+from dnas.select.select import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
 from dnas.space.target import Target
 
-STAGES = ("preflight", "search", "select", "retrain", "export", "report")
+STAGES = ("preflight", "search", "select", "frontier", "retrain", "export", "report")
 
 
 OPTIONS_WITH_VALUE = (
@@ -120,11 +121,17 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """time_limit: seconds for HiGHS; when it runs out, the certificate names the gap."""
+    """solver: see `dnas.select`. time_limit: seconds; then the certificate names the gap. points: of the frontier."""
 
+    solver: str = "auto"
     time_limit: float = 60.0
+    points: int = 40
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS or self.points < 2:
+            raise ValueError(
+                f"select: solver is one of {list(SOLVERS)}, points 2 or more; found {self.solver!r}, {self.points}"
+            )
         if not self.time_limit > 0:
             raise ValueError(f"select.time_limit is {self.time_limit}; allowed: seconds above 0")
 

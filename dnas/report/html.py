@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.pictures import layer_rows, layers_picture, percent
+from dnas.report.estimator import estimator_pictures, frontier_picture
 from dnas.report.page import (
     Markup,
     bits_cell,
@@ -63,8 +64,8 @@ def render(report: Mapping[str, Any]) -> str:
     about = [f"{report[key]}" for key in ("model", "data") if report.get(key)]
     subtitle = " on ".join(about) + (f", seed {report['seed']}" if report.get("seed") is not None else "")
     makers = (
-        _results, _pareto, _training, _layers, _scores, _gap, _certificate, _verify, _fixed, _stages, _config,
-        _versions,
+        _results, _pareto, _training, _layers, _estimator, _scores, _gap, _certificate, _frontier, _verify, _fixed, _stages,
+        _config, _versions,
     )  # fmt: skip
     parts = [maker(report) for maker in makers]
     return page(name, tag("h1", name), tag("p", subtitle, "sub") if subtitle else None, headline(report), *parts)
@@ -226,6 +227,40 @@ def _scores(report: Mapping[str, Any]) -> Markup | None:
         return None
     caption = f"Method: {plain(scores.get('method'))}. Higher scores are better; the price of an option is not in them."
     return section("Scores", figure(draw_scores(values, choices), "scores", caption))
+
+
+def _estimator(report: Mapping[str, Any]) -> Markup | None:
+    found = report.get("estimator")
+    if not found:
+        return None
+    captions = {
+        "effects": "What every option adds, where its block runs; bars: one standard error.",
+        "effects per saved MBOP": "What an option loses against the dearest one, per million of bit operations saved.",
+        "interactions": "How far two choices together differ from the sum of both.",
+        "agreement": "Sub-networks that were left out of the fit; the line: equal.",
+    }
+    explained = 100 * float(found["r2"])
+    text = (
+        f"Effect-coded ridge regression on one-shot accuracies. It explains {explained:.0f} % of the variance between left-out "
+        f"records; of the rest the images' noise is {found['noise_variance']:.2f} and the misfit "
+        f"{found['misfit_variance']:.2f} (points squared)."
+    )
+    sentences = [tag("p", sentence) for sentence in found["findings"]]
+    pictures = [figure(p, name.replace(" ", "-"), captions[name]) for name, p in estimator_pictures(found).items()]
+    return section("Estimator", tag("p", text, "note"), *sentences, *pictures)
+
+
+def _frontier(report: Mapping[str, Any]) -> Markup | None:
+    found = report.get("frontier")
+    if not found or not found["points"]:
+        return None
+    cost = (report.get("certificate") or {}).get("costs", {}).get(found["cost"])
+    reference = (report.get("reference") or {}).get(found["cost"])
+    chosen = float(cost) / float(reference) if cost and reference else None
+    largest = max(float(point["gap"]) for point in found["points"])
+    seconds = float(found["seconds"])
+    caption = f"{len(found['points'])} selections from the same scores in {seconds:.1f} s; largest gap {largest:.2g}."
+    return section("Frontier", figure(frontier_picture(found, chosen), "frontier", caption))
 
 
 def _gap(report: Mapping[str, Any]) -> Markup | None:

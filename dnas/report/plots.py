@@ -86,7 +86,7 @@ def pareto_picture(panels: Sequence[Panel]) -> Picture:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    _dress(axes)
+    dress(axes)
     scale = 100.0 if panel.relative else 1.0
     others = sorted({point.method for point in panel.points} - set(STYLES))
     apart = -6.0 * (panel.connect and any(point.accuracy_sd for point in panel.points))
@@ -270,7 +270,7 @@ def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[st
     for index, (label, curves) in enumerate(shown.items()):
         y, last = total - top - (index + 1) * each - index * gap, index == len(shown) - 1
         axes = figure.add_axes((0.85 / width, y / total, 5.6 / width, each / total))
-        _dress(axes)
+        dress(axes)
         for number, (name, pairs) in enumerate(curves.items()):
             xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
             axes.plot(xs, ys, color=colours[number % len(colours)], lw=1.6, marker="o", ms=2.5, label=literal(name))
@@ -308,7 +308,7 @@ def _curve(key: str, value: Any, budgets: Mapping[str, float]) -> tuple[str, str
     return None
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
     """Quiet axes: no frame above and on the right, a faint grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -132,6 +132,10 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
             for c in space.searched()
         },
         "gap": selection["gap"],
+        "frontier": run.folder.read_json("frontier.json", "frontier"),
+        "estimator": run.folder.read_json("estimator.json", "search")
+        if run.folder.file("estimator.json").exists()
+        else None,
         "certificate": asdict(certificate) | {"seconds": selection.get("seconds")} if certificate else None,
         "fixed": [asdict(fixed) for fixed in space.fixed],
         "verify": {key: verified[key] for key in ("runtimes", "packed", "file_bytes", "costs")},

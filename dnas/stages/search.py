@@ -6,6 +6,7 @@ from dnas.checkpoint import load_state
 from dnas.engine import derived_seed
 from dnas.pretrain import float_training
 from dnas.recipe import evaluate
+from dnas.report.estimator import estimator_pictures
 from dnas.search.effects import fit_effects
 from dnas.search.judge import judge_estimator, report
 from dnas.search.pool import Pool
@@ -80,6 +81,11 @@ def write_estimator(run: Run) -> None:
     judged = judge_estimator(run.space, pool, cost, neighbours)
     content = report(run.space, fit_effects(run.space, pool, neighbours), judged)
     run.folder.write_json("estimator.json", content)
+    board = run.board("estimator")
+    board.purge(0)
+    for name, picture in estimator_pictures(content).items():
+        board.image(f"estimator/{name}", picture, 0)
+    board.close()
     held_out, alone = judged["held_out"], judged["cost alone"]["tau"]
     low, high = held_out["tau_interval"]
     run.console.print(

@@ -17,7 +17,9 @@ def select(run: Run) -> None:
     """Selects the architecture and compares it, in the supernet, with the relaxed one and with the argmax."""
     supernet = run.supernet()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
-    selected = select_architecture(scores, run.space, run.budget, run.config.select.time_limit)
+    selected = select_architecture(
+        scores, run.space, run.budget, run.config.select.time_limit, run.config.select.solver
+    )
     certificate = selected.certificate
     assert certificate is not None
     # the solver's wall time stands in select.json: the architecture is the same file whenever it is selected

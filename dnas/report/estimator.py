@@ -1,0 +1,175 @@
+"""Pictures of BINAS' estimator and of the frontier: effects, what they cost, where options meet, how well it ranks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from dnas.pictures import GRID, INK, MUTED, Picture, bit_colour, literal, place, shorten
+from dnas.report.plots import OTHERS, STYLES, dress
+
+COLOURS = [style[1] for method, style in STYLES.items() if method != "float"] + [colour for colour, _ in OTHERS]
+LABELS = {
+    "weight_bits": "Weight bits", "act_bits": "Activation bits", "filters": "Filters", "kernel": "Kernel side",
+    "depth": "Blocks of a stage", "branch": "Optional branch", "pair_bits": "Weight and activation bits",
+}  # fmt: skip
+WIDTH = 9.0
+
+
+def estimator_pictures(content: Mapping[str, Any]) -> dict[str, Picture]:
+    """All pictures of an estimator.json, by name."""
+    return {
+        "effects": effects_picture(content["effects"]),
+        "effects per saved MBOP": effects_picture(content["effects"], saved=True),
+        "interactions": interactions_picture(content["joint"]),
+        "agreement": agreement_picture(content["judged"]),
+    }
+
+
+def effects_picture(entries: Sequence[Mapping[str, Any]], saved: bool = False) -> Picture:
+    """What every option adds to the accuracy, with standard errors: a panel per kind, choices in the order of the layers.
+
+    Args:
+        entries: `choice`, `kind`, `options`, `effects`, `errors`, `saved` (millions of bit operations that an option saves
+            against the dearest one), all lists over the options.
+        saved: shows what an option loses against the dearest one per million of bit operations that it saves.
+    """
+    kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
+    each, top, bottom, gap = 1.75, 0.3, 0.95, 0.55
+    height = top + bottom + each * len(kinds) + (gap + 0.62) * max(len(kinds) - 1, 0)
+    figure = Figure(figsize=(WIDTH, height))
+    for index, kind in enumerate(kinds):
+        own = [entry for entry in entries if entry["kind"] == kind]
+        y = height - top - (index + 1) * each - index * (gap + 0.62)
+        axes = figure.add_axes((0.75 / WIDTH, y / height, (WIDTH - 1.9) / WIDTH, each / height))
+        dress(axes)
+        _draw_effects(axes, own, saved)
+        axes.set_title(LABELS.get(kind, kind), loc="left", size=10, color=INK)
+        axes.set_ylabel("points per MBOP" if saved else "points", size=9, color=INK)
+    what = "points lost per million of bit operations saved" if saved else "points of accuracy"
+    return Picture(figure, f"Effects of the options, {what}, with standard errors")
+
+
+def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: bool) -> None:
+    options = sorted({_option(entry, i) for entry in entries for i in range(len(entry["options"]))})
+    colours = {
+        option: bit_colour(int(option)) if "bits" in entries[0]["kind"] else COLOURS[i % len(COLOURS)]
+        for i, option in enumerate(options)
+    }
+    shown: set[float] = set()
+    for x, entry in enumerate(entries):
+        values, errors, spared = (np.asarray(entry[key], dtype=float) for key in ("effects", "errors", "saved"))
+        for i in range(len(values)):
+            value, error = values[i], errors[i]
+            if saved:
+                if i == len(values) - 1 or spared[i] <= 0:
+                    continue
+                value, error = (values[-1] - values[i]) / spared[i], float(np.hypot(error, errors[-1])) / spared[i]
+            option = _option(entry, i)
+            shift = (options.index(option) - (len(options) - 1) / 2) * 0.7 / max(len(options), 1)
+            axes.errorbar(
+                x + shift, value, error, color=colours[option], fmt="o", ms=3.2, lw=1.0,
+                label=None if option in shown else f"{option:g}",
+            )  # fmt: skip
+            shown.add(option)
+    axes.axhline(0.0, color=MUTED, lw=0.8)
+    names = [shorten(place(entry["choice"]), 22) for entry in entries]
+    step = max(1, -(-len(names) // 45))
+    axes.set_xticks(range(0, len(names), step), [literal(n) for n in names[::step]], rotation=90, size=6.5)
+    axes.set_xlim(-0.8, len(names) - 0.2)
+    axes.grid(False, axis="x")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.05), frameon=False, fontsize=8, labelcolor=INK)
+
+
+def _option(entry: Mapping[str, Any], i: int) -> float:
+    """Filters as shares, so that layers can be compared."""
+    options = entry["options"]
+    return round(options[i] / options[-1], 2) if entry["kind"] == "filters" else float(options[i])
+
+
+def interactions_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
+    """Where options meet: the spread (root mean square, points) of the joint effects, by place and pair of kinds.
+
+    Args:
+        joint: `choices` (two names), `kinds` and `spread`.
+    """
+    rows = list(dict.fromkeys(place(entry["choices"][0]) for entry in joint))
+    columns = list(dict.fromkeys(" x ".join(sorted(entry["kinds"])) for entry in joint))
+    table = np.full((len(rows), len(columns)), np.nan)
+    for entry in joint:
+        at = rows.index(place(entry["choices"][0])), columns.index(" x ".join(sorted(entry["kinds"])))
+        table[at] = np.nanmax([table[at], float(entry["spread"])])
+    height = 1.5 + 0.19 * max(len(rows), 4)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.3, 0.25 / height, 0.55, (height - 1.6) / height))
+    image = axes.imshow(table, aspect="auto", cmap="YlOrBr", vmin=0.0)
+    axes.set_yticks(range(len(rows)), [literal(shorten(name, 34)) for name in rows], size=7)
+    axes.set_xticks(
+        range(len(columns)), [literal(c.replace("_", " ")) for c in columns], rotation=40, ha="left", size=8
+    )
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label("points", size=9, color=INK)
+    return Picture(figure, "Joint effects of two choices, points of accuracy (root mean square)")
+
+
+def agreement_picture(judged: Mapping[str, Any]) -> Picture:
+    """Predicted against measured accuracy of the sub-networks that the estimator was not fitted to; tau over pool sizes."""
+    figure = Figure(figsize=(WIDTH, 3.6))
+    axes = figure.add_axes((0.085, 0.16, 0.38, 0.74))
+    dress(axes)
+    found = judged["held_out"]
+    axes.scatter(judged["predicted"], judged["measured"], s=10, color=COLOURS[0], alpha=0.7, linewidths=0)
+    both = [*judged["predicted"], *judged["measured"]]
+    axes.plot([min(both), max(both)], [min(both), max(both)], color=MUTED, lw=1.0)
+    axes.set_xlabel("Predicted accuracy, %", size=9.5, color=INK)
+    axes.set_ylabel("One-shot accuracy, %", size=9.5, color=INK)
+    low, high = found["tau_interval"]
+    axes.set_title(
+        f"Kendall tau {found['tau']:.2f} ({low:.2f} to {high:.2f}), n = {found['n']}", loc="left", size=9.5, color=INK
+    )
+    axes = figure.add_axes((0.585, 0.16, 0.38, 0.74))
+    dress(axes)
+    sizes = judged["sizes"]
+    xs, taus = [entry["records"] for entry in sizes], [entry["tau"] for entry in sizes]
+    errors = [
+        [t - e["tau_interval"][0] for t, e in zip(taus, sizes, strict=True)],
+        [e["tau_interval"][1] - t for t, e in zip(taus, sizes, strict=True)],
+    ]
+    axes.errorbar(xs, taus, errors, color=COLOURS[0], fmt="o-", ms=4, lw=1.4, label="estimator")
+    axes.axhline(judged["cost alone"]["tau"], color=COLOURS[1], lw=1.4, label="cost alone")
+    axes.set_xlabel("Records in the pool", size=9.5, color=INK)
+    axes.set_ylabel("Kendall tau, held out", size=9.5, color=INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return Picture(figure, "The estimator on sub-networks that it was not fitted to")
+
+
+def frontier_picture(content: Mapping[str, Any], chosen: float | None) -> Picture:
+    """Total score of the best architecture over the budget, with the proven bounds.
+
+    Args:
+        content: of frontier.json.
+        chosen: relative cost of the selected architecture, to be marked.
+    """
+    figure = Figure(figsize=(WIDTH, 3.4))
+    axes = figure.add_axes((0.1, 0.17, 0.86, 0.75))
+    dress(axes)
+    points = content["points"]
+    xs = [100 * point["relative"] for point in points]
+    axes.plot(xs, [p["bound"] for p in points], color=COLOURS[1], lw=1.0, dashes=(4, 2), label="proven bound")
+    axes.plot(xs, [p["value"] for p in points], color=COLOURS[0], marker="o", ms=3.5, lw=1.4, label="best architecture")
+    if chosen is not None:
+        axes.axvline(100 * chosen, color=INK, lw=1.0, dashes=(2, 2), label="selected")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.set_xlabel(f"{content['cost'].replace('_', ' ')}, share of the 8-bit network's", size=9.5, color=INK)
+    axes.set_ylabel("Total score", size=9.5, color=INK)
+    axes.grid(True, color=GRID)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return Picture(figure, f"The best architecture of {len(points)} budgets")

@@ -1,0 +1,46 @@
+"""Scores to the best architecture of every budget: frontier.json, and a picture in TensorBoard."""
+
+import json
+import time
+
+from dnas.report.estimator import frontier_picture
+from dnas.search.scores import Scores
+from dnas.select.pareto import frontier as select_frontier
+from dnas.space.cost import reference_cost
+from dnas.stages.context import Run
+
+
+def frontier(run: Run) -> None:
+    """Writes frontier.json: for `select.points` values of the first budget the architecture, its costs and its certificate."""
+    if any(choice.by_filter for choice in run.space.searched()):
+        run.console.print("frontier: left out where single filters decide (every selection would take a minute)")
+        run.folder.write_json("frontier.json", {"cost": None, "points": [], "seconds": 0.0})
+        return
+    start = time.perf_counter()
+    scores = Scores.from_json(run.folder.read("scores.json", "search"))
+    name = next(iter(run.budget.caps))
+    config = run.config.select
+    found = select_frontier(scores, run.space, run.budget, config.points, config.time_limit, config.solver)
+    reference = reference_cost(run.space, name, functions=run.functions)
+    points = []
+    for architecture in found:
+        certificate = architecture.certificate
+        assert certificate is not None
+        points.append(
+            {
+                "limit": certificate.limits[name], "costs": dict(certificate.costs),
+                "relative": certificate.costs[name] / reference, "value": certificate.value, "bound": certificate.bound,
+                "gap": certificate.gap, "method": certificate.method, "architecture": json.loads(architecture.to_json()),
+            }
+        )  # fmt: skip
+    content = {"cost": name, "points": points, "seconds": time.perf_counter() - start}
+    run.folder.write_json("frontier.json", content)
+    board = run.board("frontier")
+    board.purge(0)
+    board.image("frontier", frontier_picture(content, None), 0)
+    board.close()
+    run.console.print(
+        f"frontier: {len(points)} networks from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
+        f"network's {name}, in {content['seconds']:.1f} s",
+        highlight=False,
+    )
