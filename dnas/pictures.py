@@ -33,6 +33,9 @@ KINDS: Mapping[str, str] = {
     "act_bits": "Activation bits",
     "filters": "Filters kept",
     "pair_bits": "Weight and activation bits",
+    "kernel": "Kernel side",
+    "depth": "Blocks of a stage",
+    "branch": "Optional branch",
 }
 _PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#f4f6fa", "#a9c6e3", "#3d7dbd", "#0b2f5e"])
 

@@ -15,7 +15,7 @@ from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
 from dnas.search.one_shot import OneShotTraining
-from dnas.search.pool import collect
+from dnas.search.pool import average, collect
 from dnas.search.sampling import Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
@@ -26,7 +26,8 @@ from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
 
-POOL_FILE = "pool.json"
+POOL_FILE, JUDGED_FILE = "pool.json", "judged.json"
+"""Kept beside the checkpoint."""
 POOL_BATCHES = 8
 """Batches of held-back images that the records of a pool take in turn."""
 
@@ -117,8 +118,9 @@ def _binas(
     torch.manual_seed(derived_seed(seed, "pool"))
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
     judged = Sampler(space, derived_seed(seed, "pool"), cost, band)
-    file = None if checkpoint is None else checkpoint.with_name(POOL_FILE)
-    pool = collect(supernet, judged, held_back, config.pool, file)
+    files = [None if checkpoint is None else checkpoint.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
+    pool = collect(supernet, judged, held_back, config.pool, files[0])
+    average(supernet, Sampler(space, derived_seed(seed, "judged"), cost, band), held_back, config.judged, files[1])
     return fit_effects(space, pool, config.neighbours).scores(space), history
 
 
@@ -132,7 +134,10 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
     """
     trained = images * config.epochs
     if config.searcher == "binas":
-        return round(trained * (config.paths + 2 * config.sandwich) + config.pool * config.pool_images)
+        return round(
+            trained * (config.paths + 2 * config.sandwich)
+            + (config.pool + config.judged * POOL_BATCHES) * config.pool_images
+        )
     if config.searcher == "score_function":
         trained *= 1 + config.samples * (1 - config.warmup)
     elif config.searcher == "gumbel" and config.level == "two":

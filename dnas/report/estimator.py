@@ -6,16 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dnas.pictures import GRID, INK, MUTED, Picture, bit_colour, literal, place, shorten
+from dnas.pictures import GRID, INK, KINDS, MUTED, Picture, bit_colour, literal, place, shorten
 from dnas.report.plots import OTHERS, STYLES, dress
 
 COLOURS = [style[1] for method, style in STYLES.items() if method != "float"] + [colour for colour, _ in OTHERS]
-LABELS = {
-    "weight_bits": "Weight bits", "act_bits": "Activation bits", "filters": "Filters", "kernel": "Kernel side",
-    "depth": "Blocks of a stage", "branch": "Optional branch", "pair_bits": "Weight and activation bits",
-}  # fmt: skip
 WIDTH = 9.0
 
 
@@ -38,16 +34,16 @@ def effects_picture(entries: Sequence[Mapping[str, Any]], saved: bool = False) -
         saved: shows what an option loses against the dearest one per million of bit operations that it saves.
     """
     kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
-    each, top, bottom, gap = 1.75, 0.3, 0.95, 0.55
-    height = top + bottom + each * len(kinds) + (gap + 0.62) * max(len(kinds) - 1, 0)
+    each, top, bottom, gap = 1.75, 0.35, 1.35, 1.75
+    height = top + bottom + each * len(kinds) + gap * max(len(kinds) - 1, 0)
     figure = Figure(figsize=(WIDTH, height))
     for index, kind in enumerate(kinds):
         own = [entry for entry in entries if entry["kind"] == kind]
-        y = height - top - (index + 1) * each - index * (gap + 0.62)
+        y = height - top - (index + 1) * each - index * gap
         axes = figure.add_axes((0.75 / WIDTH, y / height, (WIDTH - 1.9) / WIDTH, each / height))
         dress(axes)
         _draw_effects(axes, own, saved)
-        axes.set_title(LABELS.get(kind, kind), loc="left", size=10, color=INK)
+        axes.set_title(KINDS.get(kind, kind), loc="left", size=10, color=INK)
         axes.set_ylabel("points per MBOP" if saved else "points", size=9, color=INK)
     what = "points lost per million of bit operations saved" if saved else "points of accuracy"
     return Picture(figure, f"Effects of the options, {what}, with standard errors")
@@ -77,7 +73,7 @@ def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: bool)
             shown.add(option)
     axes.axhline(0.0, color=MUTED, lw=0.8)
     names = [shorten(place(entry["choice"]), 22) for entry in entries]
-    step = max(1, -(-len(names) // 45))
+    step = max(1, -(-len(names) // 60))
     axes.set_xticks(range(0, len(names), step), [literal(n) for n in names[::step]], rotation=90, size=6.5)
     axes.set_xlim(-0.8, len(names) - 0.2)
     axes.grid(False, axis="x")
@@ -162,12 +158,14 @@ def frontier_picture(content: Mapping[str, Any], chosen: float | None) -> Pictur
     dress(axes)
     points = content["points"]
     xs = [100 * point["relative"] for point in points]
-    axes.plot(xs, [p["bound"] for p in points], color=COLOURS[1], lw=1.0, dashes=(4, 2), label="proven bound")
-    axes.plot(xs, [p["value"] for p in points], color=COLOURS[0], marker="o", ms=3.5, lw=1.4, label="best architecture")
+    axes.plot(xs, [p["value"] for p in points], color=COLOURS[0], marker="o", ms=3.5, lw=2.4, label="best architecture")
+    axes.plot(xs, [p["bound"] for p in points], color=COLOURS[1], lw=1.2, dashes=(4, 2), label="proven bound")
     if chosen is not None:
         axes.axvline(100 * chosen, color=INK, lw=1.0, dashes=(2, 2), label="selected")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{content['cost'].replace('_', ' ')}, share of the 8-bit network's", size=9.5, color=INK)
     axes.set_ylabel("Total score", size=9.5, color=INK)
     axes.grid(True, color=GRID)

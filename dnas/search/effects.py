@@ -19,6 +19,10 @@ from dnas.space.choice import Space
 
 STRENGTHS, RATIOS = np.logspace(-2, 4, 25), (1.0, 4.0, 16.0, 64.0, 1e4)
 """Of the ridge penalty on main effects, and how much more joint ones are penalised: tried by leaving one record out."""
+LEAST = 20
+"""Records that an estimator can be fitted to."""
+FREE = 1e5
+"""How much less than a main effect the mean of a batch of images is penalised."""
 
 Array = NDArray[np.float64]
 
@@ -181,18 +185,19 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
         neighbours: joint effects of layers that follow each other as well as those within layers.
 
     Raises:
-        ValueError: fewer than 20 records.
+        ValueError: fewer than LEAST records.
     """
-    if len(pool) < 20:
-        raise ValueError(f"a pool of {len(pool)} records; an estimator needs 20 or more (search.pool)")
+    if len(pool) < LEAST:
+        raise ValueError(f"a pool of {len(pool)} records; an estimator needs {LEAST} or more (search.pool)")
     design = Design(space, pool, pairs_of(space, neighbours))
-    x, y = _within(design.matrix(pool.positions), pool.batch), _within(pool.accuracy[:, None], pool.batch)[:, 0]
+    x, y = design.matrix(pool.positions), pool.accuracy - pool.accuracy.mean()
     mains = sum(term.size for term in design.terms[: design.mains])
     main, other = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T
-    best = min(_ridges(main + other / ratio, y, ratio) for ratio in RATIOS)
+    batches = FREE * (pool.batch[:, None] == pool.batch[None, :])
+    best = min(_ridges(main + other / ratio + batches, y, ratio) for ratio in RATIOS)
     strengths = (best[1], best[1] * best[2])
     inverse = 1.0 / np.where(np.arange(design.size) < mains, *strengths)
-    kernel = main / strengths[0] + other / strengths[1]
+    kernel = main / strengths[0] + other / strengths[1] + batches / strengths[0]
     solve = np.linalg.inv(kernel + np.eye(len(y)))
     alpha, freedom = solve @ y, float(np.sum(kernel * solve))
     effects = inverse * (x.T @ alpha)
@@ -205,15 +210,6 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
     return Estimator(
         design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2, strengths
     )
-
-
-def _within(values: Array, batch: NDArray[np.int64]) -> Array:
-    """Values without the mean of their batch."""
-    found = values.astype(float).copy()
-    for number in np.unique(batch):
-        rows = batch == number
-        found[rows] -= found[rows].mean(0)
-    return found
 
 
 def _ridges(kernel: Array, y: Array, ratio: float) -> tuple[float, float, float]:

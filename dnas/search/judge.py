@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnas.search.effects import Estimator, fit_effects, summary
+from dnas.search.effects import LEAST, Estimator, fit_effects, summary
 from dnas.search.pool import Pool
 from dnas.search.rank import rank_agreement
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, build_cost
 
-HELD_OUT = 5
-"""One record in so many is left out to judge the estimator."""
 SHARES = (0.1, 0.25, 0.5, 1.0)
-"""Of the other records, for the ranking over the size of the pool."""
+"""Of the records, for the ranking over the size of the pool."""
 
 
 def costs_of(cost: Cost, pool: Pool) -> NDArray[np.float64]:
@@ -24,36 +22,35 @@ def costs_of(cost: Cost, pool: Pool) -> NDArray[np.float64]:
     return np.array([cost.at(dict(zip(pool.choices, row.tolist(), strict=True))) for row in pool.positions])
 
 
-def judge_estimator(space: Space, pool: Pool, cost: Cost, neighbours: bool = False) -> dict[str, Any]:
-    """Ranking of left-out sub-networks by their one-shot accuracy.
+def judge_estimator(space: Space, pool: Pool, test: Pool, cost: Cost, neighbours: bool = False) -> dict[str, Any]:
+    """Ranking of sub-networks that an estimator was not fitted to by their one-shot accuracy.
 
     Args:
         space: the space.
-        pool: all records; every fifth is left out.
-        cost: for the ranking by cost alone, and for the half of the left-out records in the middle of its range.
+        pool: what the estimator is fitted to.
+        test: the sub-networks that judge it.
+        cost: for the ranking by cost alone, and for the half of the test in the middle of its range.
         neighbours: as in `fit_effects`.
 
     Returns:
         `held_out`, `cost alone`, `band` and `cost alone in band`: agreement; `sizes`: tau over the number of records;
-        `predicted` and `measured`: of the left-out ones.
+        `predicted`, `measured` and `costs`: of the test.
     """
-    number = np.arange(len(pool))
-    rest, test = pool.take(number[number % HELD_OUT != 0]), pool.take(number[number % HELD_OUT == 0])
-    predicted = fit_effects(space, rest, neighbours).predict(test.positions)
     costs = costs_of(cost, test)
     middle = (costs >= np.quantile(costs, 0.25)) & (costs <= np.quantile(costs, 0.75))
     sizes = []
     for share in SHARES:
-        count = int(share * len(rest))
-        if count >= 20:
-            found = fit_effects(space, rest.take(slice(count)), neighbours).predict(test.positions)
-            sizes.append({"records": count, **asdict(rank_agreement(found, test.accuracy))})
+        count = int(share * len(pool))
+        if count >= LEAST:
+            predicted = fit_effects(space, pool.take(slice(count)), neighbours).predict(test.positions)
+            sizes.append({"records": count, **asdict(rank_agreement(predicted, test.accuracy))})
     return {
         "held_out": asdict(rank_agreement(predicted, test.accuracy)),
         "cost alone": asdict(rank_agreement(costs, test.accuracy)),
         "band": asdict(rank_agreement(predicted[middle], test.accuracy[middle])),
         "cost alone in band": asdict(rank_agreement(costs[middle], test.accuracy[middle])),
         "sizes": sizes, "predicted": predicted.tolist(), "measured": test.accuracy.tolist(), "costs": costs.tolist(),
+        "images": int(test.images[0]),
     }  # fmt: skip
 
 

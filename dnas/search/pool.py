@@ -119,6 +119,33 @@ def collect(
     return pool.take(slice(count))
 
 
+def average(
+    supernet: Supernet, sampler: Sampler, batches: Sequence[Batch], count: int, file: Path | None = None
+) -> Pool:
+    """Judges random sub-networks, each on all batches: few records with little noise, to judge an estimator by.
+
+    Args:
+        supernet: trained; left as it was.
+        sampler: draws the sub-networks.
+        batches: held-back images.
+        count: records.
+        file: where they are kept; what is there already is not done again.
+    """
+    if file is not None and file.exists():
+        return Pool.from_json(file.read_text(encoding="utf-8"), supernet.space)
+    rows: list[tuple[list[int], float, float, int, int]] = []
+    sizes = [len(y) for _, y in batches]
+    for number in range(count):
+        positions = sampler.positions(number)
+        found = np.array([judge(supernet, positions, batch) for batch in batches])
+        accuracy, loss = np.average(found, axis=0, weights=sizes)
+        rows.append((positions.tolist(), float(accuracy), float(loss), 0, sum(sizes)))
+    pool = _pool(tuple(choice.name for choice in supernet.space.choices), rows)
+    if file is not None:
+        write_atomically(file, pool.to_json())
+    return pool
+
+
 def _pool(names: tuple[str, ...], rows: Sequence[tuple[list[int], float, float, int, int]]) -> Pool:
     columns: list[Sequence[object]] = [[row[i] for row in rows] for i in range(5)]
     return Pool(

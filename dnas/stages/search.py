@@ -10,7 +10,7 @@ from dnas.report.estimator import estimator_pictures
 from dnas.search.effects import fit_effects
 from dnas.search.judge import judge_estimator, report
 from dnas.search.pool import Pool
-from dnas.searcher import POOL_FILE, images_seen
+from dnas.searcher import JUDGED_FILE, POOL_FILE, images_seen
 from dnas.searcher import search as search_choices
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, save_weights
@@ -74,11 +74,12 @@ def search(run: Run) -> None:
 
 
 def write_estimator(run: Run) -> None:
-    """Writes estimator.json: effects with errors, ranking of left-out sub-networks, and plain findings."""
+    """Writes estimator.json: effects with errors, ranking of other sub-networks, and plain findings."""
     pool = Pool.from_json(run.folder.read(POOL_FILE, "search"), run.space)
     neighbours = run.config.search.neighbours
     cost = build_cost(run.space, next(iter(run.budget.caps)), run.functions)
-    judged = judge_estimator(run.space, pool, cost, neighbours)
+    test = Pool.from_json(run.folder.read(JUDGED_FILE, "search"), run.space)
+    judged = judge_estimator(run.space, pool, test, cost, neighbours)
     content = report(run.space, fit_effects(run.space, pool, neighbours), judged)
     run.folder.write_json("estimator.json", content)
     board = run.board("estimator")
@@ -89,7 +90,7 @@ def write_estimator(run: Run) -> None:
     held_out, alone = judged["held_out"], judged["cost alone"]["tau"]
     low, high = held_out["tau_interval"]
     run.console.print(
-        f"estimator: Kendall tau {held_out['tau']:.2f} ({low:.2f} to {high:.2f}) on {held_out['n']} left-out sub-networks; "
+        f"estimator: Kendall tau {held_out['tau']:.2f} ({low:.2f} to {high:.2f}) on {held_out['n']} other sub-networks; "
         f"cost alone {alone:.2f}",
         highlight=False,
     )

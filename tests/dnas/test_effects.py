@@ -192,3 +192,21 @@ def test_a_pool_is_tied_to_its_space() -> None:
     assert (again.accuracy == records.accuracy).all()
     with pytest.raises(ValueError, match="another space"):
         Pool.from_json(records.to_json(), elastic())
+
+
+def test_pure_noise_has_no_effects() -> None:
+    """More columns than records, and batches of images that differ: leaving one out must not see what it left out."""
+    space = elastic()
+    estimator = fit_effects(space, pool(space, lambda positions: np.full(len(positions), 70.0), 200, 0, 3.0, 2.0))
+    assert estimator.r2 < 0.45  # the batches' means alone explain 4 of 13
+    assert np.abs(estimator.effects).max() < 1.0
+    assert estimator.design.size > 200
+
+
+def test_left_out_records_are_predicted_as_well_as_new_ones() -> None:
+    space = elastic()
+    value = truth(space, joint=0.3)
+    estimator = fit_effects(space, pool(space, value, 300, 0, noise=2.0))
+    new = pool(space, value, 2000, 1, noise=2.0)
+    r2 = 1 - float(np.mean((estimator.predict(new.positions) - new.accuracy) ** 2) / np.var(new.accuracy))
+    assert abs(estimator.r2 - r2) < 0.15
