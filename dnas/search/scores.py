@@ -65,6 +65,8 @@ class Scores:
                 )
         for names, table in self.joint:
             shape, wanted = np.shape(table), tuple(len(space.choice(name).options) for name in names)
+            if len(set(names)) < len(names):
+                raise ValueError(f"joint scores of {list(names)}: a choice stands there twice")
             if shape != wanted or not np.isfinite(table).all():
                 raise ValueError(
                     f"joint scores of {list(names)}: found shape {shape}, needed are finite numbers of {wanted}"

@@ -276,7 +276,8 @@ class _Labels:
             for r in range(count):
                 alive &= spent[:, r] + self.cheapest[r][at + 1].ravel()[states] <= self.limits[r] * (1 + 1e-12)
             hope = self._optimistic(at + 1, states, spent, value)
-            alive &= hope > self.value + TOLERANCE * max(1.0, abs(self.value))
+            if self.best is not None:
+                alive &= hope > self.value + TOLERANCE * max(1.0, abs(self.value))
             rows = np.flatnonzero(alive)
             states, spent, value, hope = states[rows], spent[rows], value[rows], hope[rows]
             if len(value) == 0:
