@@ -1,22 +1,25 @@
 """The search as one call: train a supernet under a budget, then score its options."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dnas.board import Board
 from dnas.engine import Engine, EngineConfig, derived_seed
 from dnas.loaders import EpochBatches, as_batches, first_batches, regrouped
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.effects import fit_effects
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import average, collect
-from dnas.search.sampling import Sampler
+from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
@@ -28,8 +31,8 @@ from dnas.space.cost import build_cost, reference_cost
 
 POOL_FILE, JUDGED_FILE = "pool.json", "judged.json"
 """Kept beside the checkpoint."""
-POOL_BATCHES = 8
-"""Batches of held-back images that the records of a pool take in turn."""
+POOL_BATCHES, MIDDLES = 8, 12
+"""Batches of held-back images that the records of a pool take in turn; architectures that a pool is recentred around."""
 
 
 def search(
@@ -119,9 +122,28 @@ def _binas(
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
     judged = Sampler(space, derived_seed(seed, "pool"), cost, band)
     files = [None if checkpoint is None else checkpoint.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
-    pool = collect(supernet, judged, held_back, config.pool, files[0])
     average(supernet, Sampler(space, derived_seed(seed, "judged"), cost, band), held_back, config.judged, files[1])
+    pool = collect(supernet, judged, held_back, round(config.pool * (1 - config.recentred)), files[0])
+    if config.recentred:
+        middles = promising(fit_effects(space, pool).scores(space), space, budget, config.band)
+        around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred"))
+        pool = collect(supernet, around, held_back, config.pool, files[0], pool)
     return fit_effects(space, pool, config.neighbours).scores(space), history
+
+
+def promising(
+    scores: Scores, space: Space, budget: Budget, band: tuple[float, float] | None, count: int = MIDDLES
+) -> NDArray[np.int64]:
+    """What scores select over a band of the first cost, or within the budget; positions, shape (architectures, choices)."""
+    name = next(iter(budget.caps))
+    shares = [None] if band is None else np.geomspace(*band, count).tolist()
+    found = []
+    for share in shares:
+        own = budget if share is None else Budget(functions=budget.functions, **{name: min(share, 1.0)})
+        with suppress(BudgetError):  # the band may begin below what the space can reach
+            positions = select(scores, space, own).positions()
+            found.append([positions[choice.name] for choice in space.choices])
+    return np.asarray(found or [[len(choice.options) - 1 for choice in space.choices]], dtype=np.int64)
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:

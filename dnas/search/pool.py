@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dnas.engine import Batch
 from dnas.recipe import batch_statistics
-from dnas.search.sampling import Sampler
+from dnas.search.sampling import Draws
 from dnas.search.supernet import Supernet
 from dnas.space.choice import Space, read_typed
 from quant.files import write_atomically
@@ -85,7 +85,12 @@ def judge(supernet: Supernet, positions: NDArray[np.int64], batch: Batch) -> tup
 
 
 def collect(
-    supernet: Supernet, sampler: Sampler, batches: Sequence[Batch], count: int, file: Path | None = None
+    supernet: Supernet,
+    sampler: Draws,
+    batches: Sequence[Batch],
+    count: int,
+    file: Path | None = None,
+    known: Pool | None = None,
 ) -> Pool:
     """Judges random sub-networks on held-back images, every one on the next batch in turn.
 
@@ -95,11 +100,14 @@ def collect(
         batches: held-back images.
         count: records.
         file: where the pool is kept as it grows; what is there already is not done again.
+        known: the first records.
     """
     names = tuple(choice.name for choice in supernet.space.choices)
     rows: list[tuple[list[int], float, float, int, int]] = []
+    old = known
     if file is not None and file.exists():
         old = Pool.from_json(file.read_text(encoding="utf-8"), supernet.space)
+    if old is not None:
         rows = list(
             zip(
                 old.positions.tolist(), old.accuracy.tolist(), old.loss.tolist(), old.batch.tolist(),
@@ -119,9 +127,7 @@ def collect(
     return pool.take(slice(count))
 
 
-def average(
-    supernet: Supernet, sampler: Sampler, batches: Sequence[Batch], count: int, file: Path | None = None
-) -> Pool:
+def average(supernet: Supernet, sampler: Draws, batches: Sequence[Batch], count: int, file: Path | None = None) -> Pool:
     """Judges random sub-networks, each on all batches: few records with little noise, to judge an estimator by.
 
     Args:

@@ -1,6 +1,7 @@
 """Random architectures: uniform, or independent choices tilted by exp(-t share of cost) until they cost what is asked for."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,43 @@ def draw(
         edges = np.cumsum(weights / weights.sum())
         draws[:, i] = np.minimum(np.searchsorted(edges, uniform[:, i], side="right"), len(weights) - 1)
     return draws
+
+
+class Draws(Protocol):
+    """Numbered random architectures."""
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """Positions of the choices of architecture `number`; shape (choices,)."""
+
+
+class Neighbours:
+    """Random neighbours of some architectures: every choice keeps its option or, seldom, takes another, nearer ones first.
+
+    The n-th draw depends on the seed and n alone.
+    """
+
+    def __init__(self, space: Space, middles: NDArray[np.int64], mutation: float, seed: int) -> None:
+        """Takes the architectures in turn.
+
+        Args:
+            space: without choices by filter.
+            middles: positions, shape (architectures, choices).
+            mutation: probability (0 to 1) of another option; of these each step away from the middle halves it.
+            seed: of all draws.
+        """
+        self.sizes = [len(choice.options) for choice in space.choices]
+        self.middles, self.mutation, self.seed = middles, mutation, seed
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """Positions of the choices of architecture `number`; shape (choices,)."""
+        generator = np.random.default_rng([self.seed, 3, number])
+        found = self.middles[number % len(self.middles)].copy()
+        for i in np.flatnonzero(generator.random(len(found)) < self.mutation):
+            steps = np.abs(np.arange(self.sizes[i]) - found[i])
+            if len(steps) > 1:
+                weights = np.where(steps > 0, 0.5**steps, 0.0)
+                found[i] = generator.choice(len(steps), p=weights / weights.sum())
+        return found
 
 
 class Sampler:

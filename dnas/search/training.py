@@ -33,8 +33,9 @@ class SearchConfig:
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
     choice, and fits an accuracy estimator to a `pool` of sub-networks, each measured on `pool_images` held-back images, and
     judges it by `judged` others on all of these images (dnas.search.one_shot, dnas.search.effects).
-    `band`: shares of the first budget's 8-bit cost between which sub-networks
-    are drawn; None draws every option alike. `neighbours`: whether the estimator has effects of layers that follow each other.
+    `band`: shares of the first budget's 8-bit cost between which sub-networks are drawn; None draws every option alike.
+    `recentred`: share of the pool that is drawn around what a first estimator selects in the band, with `mutation`.
+    `neighbours`: whether the estimator has effects of layers that follow each other.
     epochs: of the images that train weights; a fraction is allowed for `neighbourhood` and `binas`.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
@@ -55,6 +56,7 @@ class SearchConfig:
     pool: int = 1000
     pool_images: int = 512
     judged: int = 60
+    recentred: float = 0.5
     band: tuple[float, float] | None = None
     neighbours: bool = False
     warmup: float = 0.25
@@ -77,6 +79,8 @@ class SearchConfig:
             raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
         if min(self.paths, self.pool_images) < 1 or self.pool < 50 or self.judged < 10:
             raise ValueError("search: paths >= 1, pool >= 50, pool_images >= 1 and judged >= 10 are needed")
+        if not 0 <= self.recentred < 1:
+            raise ValueError(f"search.recentred is {self.recentred}; allowed: a share of 0 up to, not including, 1")
         if self.band is not None and not 0 < self.band[0] < self.band[1]:
             raise ValueError(f"search.band is {list(self.band)}; allowed: two shares, 0 < low < high, or null")
         if self.baseline not in BASELINES or self.samples < 2:

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.engine import Engine, EngineConfig
+from dnas.search.budget import Budget
+from dnas.search.effects import fit_effects
 from dnas.search.one_shot import OneShotTraining
-from dnas.search.sampling import Sampler
+from dnas.search.pool import Pool
+from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
+from dnas.searcher import images_seen, promising, search
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
@@ -164,3 +168,39 @@ def test_a_band_out_of_reach_is_an_error() -> None:
     full = reference_cost(space, "bops")
     with pytest.raises(ValueError, match=r"search.band"):
         Sampler(space, 0, build_cost(space, "bops"), (1e-6 * full, 1e-5 * full))
+
+
+def test_neighbours_take_other_options_as_often_as_they_are_told_and_near_ones_first() -> None:
+    _, space = built()
+    middles = np.array([[0] * len(space.choices), [len(c.options) - 1 for c in space.choices]])
+    around = Neighbours(space, middles, 0.3, 0)
+    draws = np.stack([around.positions(i) for i in range(4000)])
+    changed = draws[::2] != middles[0]
+    for column, choice in enumerate(space.choices):
+        wanted = 0.3 if len(choice.options) > 1 else 0.0
+        assert abs(changed[:, column].mean() - wanted) < 4 * 0.5 / np.sqrt(2000)
+        if len(choice.options) == 3:
+            far, near = (draws[::2, column] == 2).sum(), (draws[::2, column] == 1).sum()
+            assert near / far == pytest.approx(2.0, rel=0.35)
+    assert (draws[1::2] != middles[1]).mean() == pytest.approx(changed.mean(), abs=0.03)
+
+
+def test_the_search_recentres_its_pool_and_keeps_it(tmp_path: Path) -> None:
+    model, space = built()
+    config = SearchConfig(searcher="binas", epochs=1, pool=60, pool_images=16, judged=10, band=(0.03, 0.5))
+    results = []
+    for checkpoint in (tmp_path / "a.ckpt", None):
+        supernet = Supernet(model, space, seed=3)
+        sets = (Counted(0), Counted(1, 8), Counted(2))
+        results.append(
+            search(supernet, Budget(bops=0.1), *sets, None, config, Engine(ENGINE), checkpoint, Board(None), 5)
+        )
+    assert results[0][0] == results[1][0]
+    pool = Pool.from_json((tmp_path / "pool.json").read_text(), space)
+    assert len(pool) == 60
+    assert len(Pool.from_json((tmp_path / "judged.json").read_text(), space)) == 10
+    first = fit_effects(space, pool.take(slice(30))).scores(space)
+    middles = promising(first, space, Budget(bops=0.1), (0.03, 0.5))
+    apart = (pool.positions[30:, None, :] != middles[None]).sum(2).min(1)
+    assert apart.mean() < (pool.positions[:30, None, :] != middles[None]).sum(2).min(1).mean()
+    assert images_seen(config, space, 48) == 3 * 48 + (60 + 10 * 8) * 16
