@@ -101,7 +101,7 @@ def import_target(target: str) -> Callable[..., Any]:
         ) from error
     for name in attributes.split("."):
         if not hasattr(found, name):
-            public = [item for item in dir(found) if not item.startswith("_")]
+            public = [item for item in getattr(found, "__all__", dir(found)) if not item.startswith("_")]
             raise ModelError(
                 f"model.target is {target}, but {module_path} has no {attributes}; it has {', '.join(public[:20])}: "
                 "correct the name"

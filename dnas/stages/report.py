@@ -132,10 +132,8 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
             for c in space.searched()
         },
         "gap": selection["gap"],
-        "frontier": run.folder.read_json("frontier.json", "frontier"),
-        "estimator": run.folder.read_json("estimator.json", "search")
-        if run.folder.file("estimator.json").exists()
-        else None,
+        "frontier": _optional(run, "frontier.json"),
+        "estimator": _optional(run, "estimator.json"),
         "certificate": asdict(certificate) | {"seconds": selection.get("seconds")} if certificate else None,
         "fixed": [asdict(fixed) for fixed in space.fixed],
         "verify": {key: verified[key] for key in ("runtimes", "packed", "file_bytes", "costs")},
@@ -149,6 +147,13 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
             path.name for path in run.folder.path.glob("model.*") if path.suffix in (".onnx", ".safetensors")
         ),
     }
+
+
+def _optional(run: Run, name: str) -> dict[str, Any] | None:
+    """A file that only some runs have."""
+    path = run.folder.file(name)
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
 
 
 def _histories(run: Run) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dnas.stages.context import open_folder
 from dnas.stages.export import export
 from tests.small import SMALL, dnas
 
-STAGES = ("preflight", "search", "select", "retrain", "export", "report")
+STAGES = ("preflight", "search", "select", "frontier", "retrain", "export", "report")
 
 
 @pytest.fixture(scope="module")

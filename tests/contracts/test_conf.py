@@ -23,6 +23,7 @@ REQUIRED = {
     "model/custom.yaml": ["model.target=my_package:Net", "+model.arguments.depth=20"],
     "relax/softmax.yaml": ["search=gumbel"],
     "relax/gumbel_soft.yaml": ["search=gumbel"],
+    "experiment/binas_cifar10.yaml": ["data.path=images.zip"],
     "experiment/cifar10_resnet8.yaml": ["data.path=images.zip"],
 }
 
