@@ -10,7 +10,8 @@ baselines that start from float weights as many in training alone. At every budg
   was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
-  W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four.
+  W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
+  estimator per seed, a selection for every budget.
 
 Everything resumes, from the rows in benchmarks/results/cifar10_pareto.json as well, which gets one per finished training. Runs
 of the same images, code and processor give the same rows.
@@ -39,6 +40,8 @@ BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.2588
 """Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
 FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`."""
+BINAS = ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]")
+"""Settings of the search of method `binas`."""
 FLOAT_EPOCHS = 6
 """Of training from float weights: at least the images of a search and a retraining together."""
 RANDOM = 3
@@ -147,6 +150,19 @@ class Plan:
             shared = replace(self.ours, role="frontier", architecture="reselected", search_budget=FRONTIER_BUDGET)
             self.trained([replace(shared, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
 
+    def binas(self) -> None:
+        """What BINAS' estimator selects at this budget; its supernet serves all budgets."""
+        changed = replace(self.setting, overrides=BINAS)
+        waiting = [
+            self.pool.submit(search, changed, "binas", FRONTIER_BUDGET, BUDGETS[FRONTIER_BUDGET], seed)
+            for seed in self.seeds
+        ]
+        for done in waiting:
+            done.result()
+        shared = replace(self.ours, method="binas", architecture="reselected", search="binas")
+        shared = replace(shared, search_budget=FRONTIER_BUDGET)
+        self.trained([replace(shared, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
     def _both_starts(self, method: str, rules: Callable[[int], list[str]]) -> None:
         """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one."""
         starts = {"float": self.floating, "supernet": replace(self.ours, role="candidate")}
@@ -192,6 +208,7 @@ def main() -> None:
                         "uniform": plan.uniform,
                         "variance": plan.variance,
                         "frontier": plan.frontier,
+                        "binas": plan.binas,
                     }[method]()
 
 

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 VERDICT = RESULTS / "cifar10_pareto_verdict.json"
 PICTURE = RESULTS / "cifar10_pareto.png"
-METHODS = ("ours", "uniform", "random")
+METHODS = ("ours", "binas", "uniform", "random")
 
 
 def by_seed(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, list[float]]:
@@ -70,6 +70,11 @@ def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0
         return None
     low = found["mean"] - float(stats.t.ppf(0.95, found["n"] - 1) * stats.sem(found["values"]))
     return {**found, "margin": margin, "not_worse": low > -margin}
+
+
+def renamed(rows: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """The rows with another method in the place of ours."""
+    return [{**r, "method": "ours"} if r["method"] == method else r for r in rows if r["method"] != "ours"]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -134,6 +139,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
             "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": nested(rows, budget),
             "one search": one_search(rows, budget),
+            "binas - uniform": difference(renamed(rows, "binas"), "uniform", budget),
+            "binas - random": difference(renamed(rows, "binas"), "random", budget),
         }  # fmt: skip
     for name in ("ours - uniform", "ours - random"):
         given = [b["differences"][name] for b in found["budgets"].values() if b["differences"][name]]
