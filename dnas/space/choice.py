@@ -191,7 +191,7 @@ class ActTensor:
     """A tensor that a layer consumes: stored at the width of `choice` while layers `first` to `last` run.
 
     elements: elements per channel and example. Channels are those of layer `like`, on its input or output side. readers:
-    the layers for which it is stored; where none of them runs, it is not. earlier: gated modules that hand it on, the last
+    the layers for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules that hand it on, the last
     one first, each as (number of the gate, what `first` is where that module does not run either).
     """
 
@@ -290,9 +290,19 @@ class Space:
         return self.choice(gate.choice).options[position[gate.choice]] >= gate.least  # type: ignore[index]
 
     def to_json(self) -> str:
-        """JSON with `type` and `version`, stable to the byte for equal spaces."""
+        """JSON with `type` and `version`, stable to the byte for equal spaces.
+
+        Version 3 has gates and kernels; a space without any is written as version 2, which earlier releases read.
+        """
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
-        return json.dumps({"type": "dnas.Space", "version": 3, **content}, indent=1)
+        if self.gates or any(layer.kernel_choice for layer in self.layers):
+            return json.dumps({"type": "dnas.Space", "version": 3, **content}, indent=1)
+        del content["gates"]
+        for layer in content["layers"]:
+            del layer["kernel_choice"]
+        for tensor in content["tensors"]:
+            del tensor["readers"], tensor["earlier"]
+        return json.dumps({"type": "dnas.Space", "version": 2, **content}, indent=1)
 
     @cached_property
     def digest(self) -> str:
@@ -306,7 +316,7 @@ class Space:
         Raises:
             ValueError: another type or version.
         """
-        content = read_typed(text, "dnas.Space", 3)
+        content = read_typed(text, "dnas.Space", 2, 3)
         return Space(
             choices=tuple(Choice(**{**c, "options": tuple(c["options"])}) for c in content["choices"]),
             groups=tuple(Group(g["choice"], g["size"], tuple(g["members"]), g["blocks"]) for g in content["groups"]),
@@ -316,7 +326,11 @@ class Space:
             ),
             tensors=tuple(
                 ActTensor(
-                    **{**t, "readers": tuple(t["readers"]), "earlier": tuple((gate, at) for gate, at in t["earlier"])}
+                    **{
+                        **t,
+                        "readers": tuple(t.get("readers", ())),
+                        "earlier": tuple((gate, at) for gate, at in t.get("earlier", ())),
+                    }
                 )
                 for t in content["tensors"]
             ),
@@ -327,7 +341,7 @@ class Space:
             fixed=tuple(Fixed(**f) for f in content["fixed"]),
             weight_narrow=content["weight_narrow"],
             pairs=None if content["pairs"] is None else tuple((w, a) for w, a in content["pairs"]),
-            gates=tuple(Gate(**gate) for gate in content["gates"]),
+            gates=tuple(Gate(**gate) for gate in content.get("gates", ())),
         )
 
 
@@ -343,8 +357,8 @@ def _channel_map(content: Mapping[str, Any]) -> ChannelMap:
     return ChannelMap(tuple(content["group"]), tuple(content["position"]))
 
 
-def read_typed(text: str, kind: str, version: int) -> dict[str, Any]:
-    """Parses JSON that must carry this `type` and `version`, and returns the rest.
+def read_typed(text: str, kind: str, *versions: int) -> dict[str, Any]:
+    """Parses JSON that must carry this `type` and one of these versions, and returns the rest.
 
     Raises:
         ValueError: not JSON, or another type or version.
@@ -354,6 +368,6 @@ def read_typed(text: str, kind: str, version: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}; expected a {kind} file as this version writes it") from error
     found = (content.pop("type", None), content.pop("version", None))
-    if found != (kind, version):
-        raise ValueError(f"found type and version {found}, expected {(kind, version)}; write the file again")
+    if found not in [(kind, version) for version in versions]:
+        raise ValueError(f"found type and version {found}, expected {kind} of {list(versions)}; write the file again")
     return content

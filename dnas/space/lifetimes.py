@@ -35,7 +35,7 @@ def lifetimes(
         call = next(c for c in trace.calls if c.input_storage == storage)
         elements = call.sample.numel() // max(batch * len(by_name[call.layer].inputs), 1)
         first = 0 if storage in trace.input_storages else made.get(storage, 0)
-        readers = tuple(dict.fromkeys(c.layer for c in trace.calls if c.input_storage == storage))
+        readers = tuple(dict.fromkeys(c.layer for c in trace.calls if gates and c.input_storage == storage))
         earlier: list[tuple[int, int]] = []
         source = storage
         while source in passed:
@@ -52,7 +52,9 @@ def lifetimes(
             continue
         elements = call.output_shape.numel() // max(batch * len(by_name[call.layer].outputs), 1)
         tensors.append(
-            ActTensor(quantised[becomes], call.layer, "output", elements, order, made[becomes], (call.layer,))
+            ActTensor(
+                quantised[becomes], call.layer, "output", elements, order, made[becomes], (call.layer,) if gates else ()
+            )
         )
     return tensors
 
