@@ -116,7 +116,13 @@ def spaces() -> list[dict[str, Any]]:
 def main() -> None:
     """The command."""
     versions = {name: version(name) for name in ("numpy", "scipy", "torch")}
-    content = {"commit": source_commit(), "versions": versions, "chains": chains(), "spaces": spaces()}
+    content = {
+        "type": "dnas.Solvers",
+        "commit": source_commit(),
+        "versions": versions,
+        "chains": chains(),
+        "spaces": spaces(),
+    }
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -206,6 +206,41 @@ def _estimators(content: dict[str, Any]) -> str:
     )
 
 
+def _solvers(content: dict[str, Any]) -> str:
+    """Seconds of label setting and HiGHS on spaces; of label setting on chains."""
+    lines = [
+        "| space, random scores | choices | one budget, labels | one budget, HiGHS | two or three budgets | 40 budgets |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+
+    def seconds(rows: list[dict[str, Any]]) -> str:
+        found = sorted({f"{row['seconds']:.1f}" for row in rows}, key=float)
+        return "" if not found else f"{found[0]} s" if len(found) == 1 else f"{found[0]} to {found[-1]} s"
+
+    for name in dict.fromkeys(row["instance"] for row in content["spaces"]):
+        own = [row for row in content["spaces"] if row["instance"] == name]
+        one = [row for row in own if len(row.get("budgets", {})) == 1]
+        more = [row for row in own if len(row.get("budgets", {})) > 1]
+        by_method = {m: seconds([row for row in one if row["method"] == m]) for m in ("labels", "highs")}
+        whole = seconds([row for row in own if row["method"] == "frontier"])
+        lines.append(
+            f"| {name} | {own[0]['choices']} | {by_method['labels']} | {by_method['highs']} | {seconds(more)} | {whole} |"
+        )
+    chains = []
+    for name in dict.fromkeys(row["instance"] for row in content["chains"]):
+        for resources in (1, 2, 3):
+            own = [row for row in content["chains"] if (row["instance"], row["resources"]) == (name, resources)]
+            if own:
+                budgets = "one budget" if resources == 1 else f"{resources} budgets"
+                chains.append(f"{name}, {budgets}: {seconds(own)}")
+    gap = max(row["gap"] for row in content["spaces"] if row["method"] == "labels")
+    lines += [
+        "",
+        f"Largest gap left: {gap:.1g} (of the rule for ties). Synthetic chains, proven optimal: {'; '.join(chains)}.",
+    ]
+    return "\n".join(lines)
+
+
 def table(content: dict[str, Any]) -> str:
     """A result file as Markdown."""
     if content["type"] == "dnas.Verdict":
@@ -216,6 +251,8 @@ def table(content: dict[str, Any]) -> str:
         return _by_filter(content)
     if content["type"] == "dnas.RandomNetworks":
         return _random_networks(content)
+    if content["type"] == "dnas.Solvers":
+        return _solvers(content)
     if content["type"] == "dnas.Coverage":
         return _coverage(content)
     if content["type"] == "dnas.Conversion":

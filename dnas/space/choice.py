@@ -191,8 +191,8 @@ class ActTensor:
     """A tensor that a layer consumes: stored at the width of `choice` while layers `first` to `last` run.
 
     elements: elements per channel and example. Channels are those of layer `like`, on its input or output side. readers:
-    the layers for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules that hand it on, the last
-    one first, each as (number of the gate, what `first` is where that module does not run either).
+    the layers for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules
+    that hand it on, the last one first, each as (number of the gate, what `first` is where that module does not run).
     """
 
     choice: str
