@@ -172,6 +172,13 @@ def solve_by_labels(problem: Problem, time_limit: float = 60.0) -> Solution:
     return Solution(positions, value, max(value, bound + problem.constant), time.perf_counter() - start)
 
 
+def dual_bound(problem: Problem, time_limit: float = 10.0) -> float:
+    """The bound of the Lagrangian dual: no feasible solution is worth more."""
+    dual = _Dual(problem, _steps(problem), np.array([row.limit for row in problem.rows]))
+    dual.minimise(time.perf_counter() + time_limit)
+    return dual.bound + problem.constant
+
+
 class _Dual:
     """The Lagrangian dual by cutting planes; every multiplier gives a bound, and a path that may be feasible."""
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
 from dnas.select.by_filter import select_by_filter
-from dnas.select.labels import MOST_STATES, solve_by_labels, state_count
+from dnas.select.evolution import solve_by_evolution, solve_by_random
+from dnas.select.frank_wolfe import solve_by_frank_wolfe
+from dnas.select.labels import MOST_STATES, dual_bound, solve_by_labels, state_count
 from dnas.select.problem import build_problem
 from dnas.select.program import Program
 from dnas.select.solve import SCALE, solve
@@ -17,7 +19,8 @@ from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, Factor, build_cost
 
-SOLVERS = ("auto", "labels", "highs")
+HEURISTICS = {"frank_wolfe": solve_by_frank_wolfe, "evolution": solve_by_evolution, "random": solve_by_random}
+SOLVERS = ("auto", "labels", "highs", *HEURISTICS)
 TIE_BREAK = 1e-6
 """Share of the range of scores that the dearest option of a choice is worth on top, so that ties go to the dearer."""
 
@@ -33,7 +36,9 @@ def select(
         budget: upper bounds; None selects the best-scored option everywhere.
         time_limit: seconds; when it runs out, the certificate's gap says how far from proven the result is.
         solver: `labels` (label setting, see `dnas.select.labels`), `highs` (mixed-integer program), or `auto`: labels where
-            the choices can be decided one after the other with few enough states. Where single filters decide, HiGHS.
+            the choices can be decided one after the other with few enough states. For comparison `frank_wolfe` (BINAS'
+            own), `evolution` and `random`: their bound is that of the Lagrangian dual, or infinite without such a
+            decomposition. Where single filters decide, always HiGHS.
 
     Returns:
         an architecture that meets the budget in integers, with its certificate. Ties go to the dearer option.
@@ -65,6 +70,14 @@ def select(
                 cost.at(positions) > limits[cost.name] for cost in costs
             ):  # by rounding: costs that are not integers
                 positions = None
+    if solver in HEURISTICS:
+        found = HEURISTICS[solver](problem, time_limit)
+        if found.positions is None:
+            raise BudgetError(
+                f"select.solver={solver} found no architecture within {dict(limits)}; use select.solver=auto"
+            )
+        positions, method = {choice.name: 0 for choice in space.choices} | found.positions, solver
+        bound = dual_bound(problem) if state_count(problem) <= MOST_STATES else float("inf")
     if positions is None:
         positions, bound, method = *_by_highs(scores, space, costs, limits, values, joint, scale, time_limit), "highs"
     spent = {cost.name: cost.at(positions) for cost in costs}
