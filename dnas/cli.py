@@ -18,6 +18,7 @@ from dnas.run import NOT_IDENTITY, RunError, RunFolder, digest, is_run_folder, o
 from dnas.stages.context import Run, as_started
 from dnas.stages.export import export
 from dnas.stages.frontier import frontier
+from dnas.stages.measure import measure
 from dnas.stages.preflight import preflight
 from dnas.stages.report import report, show
 from dnas.stages.retrain import retrain
@@ -30,6 +31,7 @@ RUN_STAGE: dict[str, Any] = {
     "search": search,
     "select": select,
     "frontier": frontier,
+    "measure": measure,
     "retrain": retrain,
     "export": export,
     "report": report,

@@ -19,8 +19,11 @@ from dnas.search.training import SearchConfig, check_relaxation
 from dnas.select.select import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
+from dnas.space.latency import LATENCY, MeasureConfig
 from dnas.space.target import Target
 
+ON_REQUEST = ("measure",)
+"""Stages that are no part of `all`: preflight measures where a budget needs it."""
 STAGES = ("preflight", "search", "select", "frontier", "retrain", "export", "report")
 
 
@@ -81,9 +84,14 @@ class SpaceConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """functions: the user's own costs, name to import path of a function (layer, c_in, c_out, w, a) -> number."""
+    """functions: the user's own costs, name to import path of a function (layer, c_in, c_out, w, a) -> number.
+
+    latency: a table that stage=measure wrote; None measures where a budget needs it. any_machine: also one of another machine.
+    """
 
     functions: dict[str, str] = field(default_factory=dict)
+    latency: str | None = None
+    any_machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class BudgetConfig:
     weight_bits: float | None = None
     activation_traffic_bits: float | None = None
     peak_activation_bits: float | None = None
+    latency_us: float | None = None
     own: dict[str, float] = field(default_factory=dict)
     strength: float = 4.0
     rate: float = 0.02
@@ -179,6 +188,7 @@ class Config:
     space: SpaceConfig = field(default_factory=SpaceConfig)
     target: Target = field(default_factory=Target)
     cost: CostConfig = field(default_factory=CostConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     relax: Relaxation = field(default_factory=Relaxation)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -190,9 +200,9 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        if self.stage not in (*STAGES, "all"):
-            raise ConfigError(f"stage={self.stage}; allowed: {[*STAGES, 'all']}")
-        taken = sorted(set(self.cost.functions) & set(COSTS))
+        if self.stage not in (*STAGES, *ON_REQUEST, "all"):
+            raise ConfigError(f"stage={self.stage}; allowed: {[*STAGES, *ON_REQUEST, 'all']}")
+        taken = sorted(set(self.cost.functions) & {*COSTS, LATENCY})
         if taken:
             raise ConfigError(f"cost.functions.{taken[0]}: a built-in cost has this name; choose another one")
         missing = sorted(set(self.budget.own) - set(self.cost.functions))

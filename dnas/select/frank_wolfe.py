@@ -64,7 +64,9 @@ class _Relaxed:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.blocks = problem, blocks_of(problem)
         spread = sum(float(np.ptp(table)) for _, table in problem.values) or 1.0
-        penalties: list[Table] = [(names, np.where(table, -FORBIDDEN * spread, 0.0)) for names, table in problem.forbidden]
+        penalties: list[Table] = [
+            (names, np.where(table, -FORBIDDEN * spread, 0.0)) for names, table in problem.forbidden
+        ]
         self.values = [*problem.values, *penalties]
 
     def value(self, x: Mapping[str, Array]) -> float:

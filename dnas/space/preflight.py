@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -57,7 +58,22 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
             else:
                 values = [cost.at({**position, choice.name: option}) for option in options]
                 position[choice.name] = take(options, key=values.__getitem__)
+    if cost.name not in (*LAYER_COSTS, *TENSOR_COSTS):
+        return _descended(space, cost, position, take)
     return cost.at(position)
+
+
+def _descended(space: Space, cost: Cost, position: dict[str, Position], take: Callable[..., Any]) -> float:
+    """A user's cost or a latency need not grow with every option: choices change in turn until none helps."""
+    value = cost.at(position)
+    while True:
+        last = value
+        for choice in space.searched():
+            if not choice.by_filter and choice.name in cost.choices:
+                found = [(cost.at({**position, choice.name: option}), option) for option in range(len(choice.options))]
+                value, position[choice.name] = take(found, key=lambda pair: pair[0])
+        if value == last:
+            return value
 
 
 def memory_estimate_mb(space: Space, model: nn.Module, batch_size: int) -> float:

@@ -28,6 +28,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
+from dnas.space.latency import LATENCY, LatencyTable, machine
 from quant.files import write_atomically
 
 
@@ -53,7 +54,10 @@ class Run:
             RunError: one of them cannot be imported.
         """
         make_working_directory_importable()
-        found = {}
+        found: dict[str, LayerCost] = {}
+        table = self.latency()
+        if table is not None:
+            found[LATENCY] = table.cost()
         for name, target in self.config.cost.functions.items():
             try:
                 found[name] = get_object(target.replace(":", "."))
@@ -63,6 +67,23 @@ class Run:
                     "package.module:function, installed or in the directory in which the command is started"
                 ) from error
         return found
+
+    def latency(self) -> LatencyTable | None:
+        """The table of measured times: that of `cost.latency`, or that of the folder; None where there is none.
+
+        Raises:
+            LatencyError: a table of another machine.
+        """
+        given = self.config.cost.latency
+        path = self.folder.file("latency.json") if given is None else Path(given)
+        if not path.exists():
+            if given is not None:
+                raise RunError(
+                    f"cost.latency={given} does not exist; give a latency.json that stage=measure wrote, or null"
+                )
+            return None
+        here = None if self.config.cost.any_machine else machine(self.config.measure)
+        return LatencyTable.from_json(path.read_text(encoding="utf-8"), here)
 
     @cached_property
     def budget(self) -> Budget:
@@ -195,7 +216,10 @@ def as_started(config: Config, folder: RunFolder) -> Config:
         return path if path is None else str(start / Path(path).expanduser())
 
     data = replace(config.data, path=located(config.data.path))
-    return replace(config, data=data, model=replace(config.model, checkpoint=located(config.model.checkpoint)))
+    cost = replace(config.cost, latency=located(config.cost.latency))
+    return replace(
+        config, data=data, cost=cost, model=replace(config.model, checkpoint=located(config.model.checkpoint))
+    )
 
 
 def load(run_folder: str | Path) -> nn.Module:

@@ -8,9 +8,11 @@ from dnas.run import source_commit
 from dnas.search.scores import Scores, no_scores
 from dnas.select.select import select
 from dnas.space.build import build_space
+from dnas.space.latency import LATENCY
 from dnas.space.preflight import memory_estimate_mb
 from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
+from dnas.stages.measure import measure_space
 from quant.files import write_atomically
 
 
@@ -24,7 +26,6 @@ def preflight(run: Run) -> None:
         RuntimeError: the smallest or the largest network does not export and run.
     """
     config = run.config
-    budget = run.budget
     if config.model.checkpoint_skip and config.model.checkpoint is None:
         raise ModelError(
             f"model.checkpoint_skip is {config.model.checkpoint_skip}, but no checkpoint is loaded; give model.checkpoint, or "
@@ -57,6 +58,9 @@ def preflight(run: Run) -> None:
             f"the target cannot run {len(impossible)} layers: {'; '.join(impossible[:5])}; search these layers (space.exclude) "
             "or use another target (conf/target/*.yaml)"
         )
+    if LATENCY in config.budget.caps() and config.cost.latency is None:
+        measure_space(run, space)
+    budget = run.budget
     budget.check(space)
     nothing = Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
     select(
