@@ -230,7 +230,7 @@ def build_file(configuration: Configuration, config: MeasureConfig) -> bytes:
     kind = TensorProto.UINT8 if config.precision == "int8" else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes, "layer", [helper.make_tensor_value_info("x", kind, size)],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8 if integers else TensorProto.FLOAT, None)], tensors,
+        [helper.make_tensor_value_info("y", TensorProto.UINT8 if integers else TensorProto.FLOAT, [None] * len(size))], tensors,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
