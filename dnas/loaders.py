@@ -1,6 +1,7 @@
 """Batches by epoch: what every training reads, from the project's own data or from a user's loader."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,15 @@ def regrouped(batches: Sequence[Batch], size: int) -> list[Batch]:
     x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
     count = max(1, round(len(y) / size))
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
+
+
+def span(batches: EpochBatches, first: int, last: int) -> Iterator[Batch]:
+    """The batches from `first` to before `last`, where epochs follow each other."""
+    while first < last:
+        number, at = divmod(first, len(batches))
+        end = min(len(batches), at + last - first)
+        yield from islice(batches.epoch(number), at, end)
+        first += end - at
 
 
 def endless(batches: EpochBatches, epoch: int) -> Iterable[Batch]:

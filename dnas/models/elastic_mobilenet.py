@@ -8,6 +8,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from dnas.models.mobilenet import initialise
+
 Activation = type[nn.Module]
 
 
@@ -129,12 +131,7 @@ class ElasticMobileNet(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(last[0], last[1]), nn.Hardswish(), nn.Dropout(dropout), nn.Linear(last[1], classes)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images [b, in_channels, h, w] to logits [b, classes]."""

@@ -22,6 +22,16 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
     )
 
 
+def initialise(model: nn.Module) -> None:
+    """He initialisation of convolutions by their outputs, small weights of linear layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+            nn.init.zeros_(module.bias)
+
+
 class InvertedResidual(nn.Module):
     """A 1x1 expansion, a depthwise 3x3 convolution and a linear 1x1 projection, beside a shortcut if shapes agree."""
 
@@ -81,12 +91,7 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last, classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images [b, in_channels, h, w] to logits [b, classes]."""

@@ -8,14 +8,13 @@ budget at all times: nothing is learned about networks that are not allowed.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.engine import Batch, Engine
-from dnas.loaders import EpochBatches, first_batches
+from dnas.loaders import EpochBatches, first_batches, span
 from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.budget import Budget
 from dnas.search.measure import measure_scores
@@ -83,14 +82,7 @@ class NeighbourhoodTraining:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The round's share of the images: rounds follow each other through the epochs of the data."""
-        first = epoch * self.steps()
-        while True:
-            number, at = divmod(first, len(self.weights))
-            last = min(len(self.weights), at + (epoch + 1) * self.steps() - first)
-            yield from islice(self.weights.epoch(number), at, last)
-            first += last - at
-            if first >= (epoch + 1) * self.steps():
-                return
+        yield from span(self.weights, epoch * self.steps(), (epoch + 1) * self.steps())
 
     def steps(self) -> int:
         """Batches in a round."""

@@ -5,7 +5,6 @@ all but the largest learn from its outputs (in-place distillation).
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.engine import Batch, Engine
-from dnas.loaders import EpochBatches
+from dnas.loaders import EpochBatches, span
 from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.sampling import Sampler
 from dnas.search.supernet import Supernet
@@ -69,12 +68,7 @@ class OneShotTraining:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The part's share of the images: parts follow each other through the epochs of the data."""
-        first, last = epoch * self.steps(), (epoch + 1) * self.steps()
-        while first < last:
-            number, at = divmod(first, len(self.weights))
-            end = min(len(self.weights), at + last - first)
-            yield from islice(self.weights.epoch(number), at, end)
-            first += end - at
+        yield from span(self.weights, epoch * self.steps(), (epoch + 1) * self.steps())
 
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
         """One update from the sub-networks of a batch."""
