@@ -10,7 +10,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
-from dnas.space.cost import COSTS, build_cost, reference_cost
+from dnas.space.cost import COSTS, TENSOR_COSTS, build_cost, layer_cost, reference_cost
 from dnas.space.preflight import extreme_cost
 
 
@@ -89,9 +89,18 @@ class Budget:
                 reference = reference_cost(space, name, functions=self.functions)
                 raise BudgetError(
                     f"budget.{name}={self.caps[name]:g} allows {limit:.6g}, but the smallest architecture of this space costs "
-                    f"{smallest:.6g} ({smallest / reference:.4f} of the 8-bit network); raise the budget, or allow fewer bits "
-                    "or filters (space.weight_bits, space.act_bits, space.filters, space.exclude)"
+                    f"{smallest:.6g} ({smallest / reference:.4f} of the 8-bit network){self._largest(space, name)}; raise the "
+                    "budget, or allow fewer bits or filters (space.weight_bits, space.act_bits, space.filters, space.exclude)"
                 )
+
+    def _largest(self, space: Space, name: str) -> str:
+        """Which layer the smallest architecture spends most on, as a part of a sentence."""
+        if name in TENSOR_COSTS or any(choice.by_filter for choice in space.choices):
+            return ""
+        positions = space.extreme(dearest=False)
+        parts = {layer.name: layer_cost(space, layer, name, positions, self.functions) for layer in space.layers}
+        total, largest = sum(parts.values()), max(parts, key=lambda layer: parts[layer])
+        return f", {parts[largest] / total:.0%} of it in {largest}, where fewer would free most" if total else ""
 
     def holds(self, architecture: Architecture) -> bool:
         """Whether an architecture meets every budget."""
