@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from dnas.space.choice import Choice, Space, read_typed
@@ -22,6 +23,15 @@ def as_scores(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(tuple(row) if isinstance(row, list | tuple) else row for row in values)
 
 
+def _shape(table: Any) -> tuple[int, ...] | None:
+    """The lengths of nested lists, one per level; None where they are ragged or hold anything but numbers."""
+    if not isinstance(table, list | tuple):
+        return () if isinstance(table, int | float) else None
+    inner = {_shape(row) for row in table}
+    (found,) = inner if len(inner) == 1 else (None,)
+    return None if found is None else (len(table), *found)
+
+
 def _rows(values: Sequence[Any]) -> list[Any]:
     """The options' numbers decision by decision."""
     return list(values) if values and isinstance(values[0], tuple) else [values]
@@ -32,11 +42,14 @@ class Scores:
     """A number for every option of every choice: higher is better, differences count, in units of the task loss.
 
     values: a tuple over the options; for a choice by filter a tuple of such tuples, one per decision (of kind `filters`:
-    removed, kept). method: how they were obtained (`gradient`, `logits`, `measured`).
+    removed, kept). method: how they were obtained (`gradient`, `logits`, `measured`). joint: tables over the joint options
+    of several choices, which no filter decides on its own: the choices' names, then nested lists, one level per choice.
+    Their entries are added to the values of the single options.
     """
 
     values: Mapping[str, tuple[Any, ...]]
     method: str
+    joint: tuple[tuple[tuple[str, ...], list[Any]], ...] = ()
 
     def rows(self, choice: Choice) -> list[tuple[float, ...]]:
         """The scores of a choice, decision by decision."""
@@ -55,11 +68,24 @@ class Scores:
                     f"scores of {choice.name}: found {found}, needed are {choice.width} finite numbers"
                     f"{f' for each of {choice.count} decisions' if choice.by_filter else ''}"
                 )
+        known = {choice.name: choice for choice in space.choices}
+        for names, table in self.joint:
+            if len(set(names)) < len(names) or not names or not set(names) <= set(known):
+                raise ValueError(f"joint scores of {names}: needed are distinct choices of the space, {sorted(known)}")
+            if any(known[name].by_filter for name in names):
+                raise ValueError(
+                    f"joint scores of {names}: single filters decide about one of them; allowed are choices per layer "
+                    "(space.granularity=layer, space.act_granularity=layer)"
+                )
+            shape = tuple(known[name].width for name in names)
+            if _shape(table) != shape or not np.isfinite(np.asarray(table, dtype=float)).all():
+                raise ValueError(f"joint scores of {names}: found {table}, needed are finite numbers of shape {shape}")
 
     def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
         """The nearest scores that never fall as an option gets dearer (isotonic regression along each choice).
 
-        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise.
+        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise. Joint
+        tables stay as they are: they say by how much options are worth more or less together.
         """
         fitted = {}
         for name, values in self.values.items():
@@ -69,22 +95,32 @@ class Scores:
                 for row in _rows(values)
             ]
             fitted[name] = tuple(rows) if values and isinstance(values[0], tuple) else rows[0]
-        return Scores(fitted, self.method)
+        return Scores(fitted, self.method, self.joint)
 
     def mean(self, other: "Scores") -> "Scores":
-        """The mean of two score tables, option by option; `method` is that of the other."""
+        """The mean of two score tables, option by option; `method` is that of the other.
+
+        A joint table that only one of them has counts as zeros in the other.
+        """
 
         def half(mine: Any, its: Any) -> Any:
             if isinstance(mine, tuple):
                 return tuple(half(a, b) for a, b in zip(mine, its, strict=True))
             return (mine + its) / 2
 
-        return Scores({name: half(mine, other.values[name]) for name, mine in self.values.items()}, other.method)
+        halves: dict[tuple[str, ...], NDArray[np.float64]] = {}
+        for names, table in (*self.joint, *other.joint):
+            halves[names] = halves.get(names, 0.0) + np.asarray(table, dtype=float) / 2
+        values = {name: half(mine, other.values[name]) for name, mine in self.values.items()}
+        return Scores(values, other.method, tuple((names, table.tolist()) for names, table in halves.items()))
 
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
         values = {name: list(scores) for name, scores in self.values.items()}
-        return json.dumps({"type": "dnas.Scores", "version": 1, "method": self.method, "values": values}, indent=1)
+        content: dict[str, Any] = {"type": "dnas.Scores", "version": 1, "method": self.method, "values": values}
+        if self.joint:
+            content["joint"] = [[list(names), table] for names, table in self.joint]
+        return json.dumps(content, indent=1)
 
     @staticmethod
     def from_json(text: str) -> "Scores":
@@ -94,4 +130,6 @@ class Scores:
             ValueError: another type or version.
         """
         content = read_typed(text, "dnas.Scores", 1)
-        return Scores({name: as_scores(values) for name, values in content["values"].items()}, content["method"])
+        values = {name: as_scores(values) for name, values in content["values"].items()}
+        joint = tuple((tuple(names), table) for names, table in content.get("joint", []))
+        return Scores(values, content["method"], joint)
