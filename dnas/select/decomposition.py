@@ -206,7 +206,10 @@ class _Builder:
     def steps(self) -> list[Step]:
         """The steps, last to first as far as classes go, then first to last."""
         if self.cells > MOST_CELLS:
-            raise TooLargeError(f"{self.cells} joint options; allowed: {MOST_CELLS}")
+            raise TooLargeError(
+                f"the layered graph of this space and its budgets has {self.cells} joint options; allowed: {MOST_CELLS}; "
+                "use select.solver=highs, or auto"
+            )
         classes = self._classes()
         found: list[Step] = []
         opened: tuple[str, ...] = ()
@@ -289,7 +292,9 @@ def build_graph(problem: Problem) -> Graph:
     every = problem.sizes
     rows, forbidden = _split_rows(problem, every)
     if len(rows) > MOST_RESOURCES:
-        raise TooLargeError(f"{len(rows)} rows of budgets at once; allowed: {MOST_RESOURCES}")
+        raise TooLargeError(
+            f"labels would carry {len(rows)} rows of budgets at once; allowed: {MOST_RESOURCES}; use select.solver=highs, or auto"
+        )
     values = [_squeezed(factor, every) for factor in problem.values]
     forbidden += [_squeezed(factor, every) for factor in problem.forbidden]
     fixed = [float(sum(f.table.sum() for f in row.factors if not f.choices)) for row in rows]
