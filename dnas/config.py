@@ -16,6 +16,7 @@ from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
 from dnas.search.training import SearchConfig, check_relaxation
+from dnas.select.solvers import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
 from dnas.space.target import Target
@@ -113,11 +114,14 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """time_limit: seconds for HiGHS; when it runs out, the certificate names the gap."""
+    """time_limit: seconds for the solver; when it runs out, the certificate names the gap. solver: see SOLVERS."""
 
     time_limit: float = 60.0
+    solver: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"select.solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}")
         if not self.time_limit > 0:
             raise ValueError(f"select.time_limit is {self.time_limit}; allowed: seconds above 0")
 

@@ -165,7 +165,7 @@ def _greedy(scopes: list[frozenset[str]], start: int, sizes: Mapping[str, int]) 
             return order
         near = [i for i in left if scopes[i] & opened] or [min(left, key=lambda i: abs(i - following))]
 
-        def size(i: int) -> tuple[int, int, int]:
+        def size(i: int, opened: set[str] = opened) -> tuple[int, int, int]:
             joint = opened | scopes[i]
             stays = [sizes[name] for name in joint if uses[name] > (name in scopes[i])]
             return prod(stays), prod(sizes[name] for name in joint), i
@@ -183,7 +183,9 @@ def _equal_rows(tables: Sequence[Numbers]) -> Indices:
 class _Builder:
     """Lays the steps out one after the other."""
 
-    def __init__(self, sizes: Mapping[str, int], values: list[Factor], forbidden: list[Factor], rows: list[Row]) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int], values: list[Factor], forbidden: list[Factor], rows: list[Row]
+    ) -> None:
         self.sizes, self.values, self.forbidden, self.rows = sizes, values, forbidden, rows
         tables = [*values, *forbidden, *(factor for row in rows for factor in row.factors)]
         rank = {name: i for i, name in enumerate(sizes)}
@@ -191,11 +193,8 @@ class _Builder:
         sets = {scope for scope in sets if scope}
         outer = [scope for scope in sets if not any(scope < other for other in sets)]
         self.order = _ordered(outer, rank, sizes)
-        last, first = _spans(self.order), {}
-        for i, scope in enumerate(self.order):
-            for name in scope:
-                first.setdefault(name, i)
-        self.first, self.last, self.rank = first, last, rank
+        first = {name: len(self.order) - 1 - i for name, i in _spans(self.order[::-1]).items()}
+        self.first, self.last, self.rank = first, _spans(self.order), rank
         self.step_of: dict[frozenset[str], int] = {}
         for scope in sets:  # a table belongs to the first step at which all its choices are open
             self.step_of[scope] = max(first[name] for name in scope)
@@ -204,7 +203,7 @@ class _Builder:
         self.cells = _cells(self.order, sizes)
 
     def steps(self) -> list[Step]:
-        """The steps, last to first as far as classes go, then first to last."""
+        """The steps, first to last."""
         if self.cells > MOST_CELLS:
             raise TooLargeError(
                 f"the layered graph of this space and its budgets has {self.cells} joint options; allowed: {MOST_CELLS}; "
@@ -239,7 +238,12 @@ class _Builder:
         return found
 
     def _step(
-        self, i: int, opened: tuple[str, ...], fresh: tuple[str, ...], stays: tuple[str, ...], classes: list[dict[str, Indices]]
+        self,
+        i: int,
+        opened: tuple[str, ...],
+        fresh: tuple[str, ...],
+        stays: tuple[str, ...],
+        classes: list[dict[str, Indices]],
     ) -> Step:
         names = (*opened, *fresh)
         before = classes[i - 1] if i else {}
@@ -293,7 +297,8 @@ def build_graph(problem: Problem) -> Graph:
     rows, forbidden = _split_rows(problem, every)
     if len(rows) > MOST_RESOURCES:
         raise TooLargeError(
-            f"labels would carry {len(rows)} rows of budgets at once; allowed: {MOST_RESOURCES}; use select.solver=highs, or auto"
+            f"labels would carry {len(rows)} rows of budgets at once; allowed: {MOST_RESOURCES}; "
+            "use select.solver=highs, or auto"
         )
     values = [_squeezed(factor, every) for factor in problem.values]
     forbidden += [_squeezed(factor, every) for factor in problem.forbidden]

@@ -62,7 +62,9 @@ def _dominated(
         chosen, part = taken[order], part[order]
         part = np.cumsum(np.append(0, part[1:] != part[:-1]))
         up = high[chosen]
-        found[chosen] |= _dominated(part, [rank[chosen] for rank in rest], worth[chosen], source[chosen] & ~up, target[chosen] & up)
+        found[chosen] |= _dominated(
+            part, [rank[chosen] for rank in rest], worth[chosen], source[chosen] & ~up, target[chosen] & up
+        )
     return found
 
 

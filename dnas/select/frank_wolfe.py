@@ -53,7 +53,9 @@ class Relaxed:
         """The expected sum of tables at a point."""
         return float(sum(_contracted(factor, point, None) for factor in factors))
 
-    def gradient(self, factors: Sequence[Factor], point: Mapping[str, Numbers], block: Sequence[str]) -> tuple[Numbers, float]:
+    def gradient(
+        self, factors: Sequence[Factor], point: Mapping[str, Numbers], block: Sequence[str]
+    ) -> tuple[Numbers, float]:
         """What each option of a block's choices adds to the expected sum, side by side, and what does not depend on them."""
         parts, rest = {name: np.zeros(self.problem.sizes[name]) for name in block}, 0.0
         for factor in factors:

@@ -8,7 +8,6 @@ resource-constrained shortest path.)
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,7 +113,9 @@ class _Search:
         while first < len(reach):
             base = ends[first - 1] if first else 0
             last = max(int(np.searchsorted(ends, base + CHUNK, side="right")), first + 1)
-            parts.append(self._extend_part(labels, slice(first, last), reach[first:last], order, step, number, threshold))
+            parts.append(
+                self._extend_part(labels, slice(first, last), reach[first:last], order, step, number, threshold)
+            )
             first = last
         return _Labels(*(np.concatenate(found) for found in zip(*parts, strict=True)))
 
@@ -219,18 +220,34 @@ def solve_labels(problem: Problem, time_limit: float = 60.0, precision: float = 
     """
     start = time.perf_counter()
     graph = build_graph(problem)
-    limits = graph.limits.copy()
-    bound = np.inf
+    found = solve_graph(problem, graph, graph.limits, start + time_limit, precision)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def solve_graph(problem: Problem, graph: Graph, limits: Numbers, deadline: float, precision: float = 0.0) -> Solution:
+    """`solve_labels` on a graph that is there already.
+
+    Args:
+        problem: the problem with the limits that must hold exactly.
+        graph: of a problem that differs at most in the limits of `graph.resources`.
+        limits: of these resources, shape (R,).
+        deadline: of `time.perf_counter`.
+        precision: difference of values that does not matter.
+
+    Raises:
+        BudgetError: nothing meets the budgets, or nothing was found in time.
+    """
+    start, bound = time.perf_counter(), np.inf
     for _ in range(TIGHTENINGS):
-        found = best_within(graph, limits, start + time_limit, precision)
-        bound = min(bound, found.bound + graph.constant)
+        found = best_within(graph, limits, deadline, precision)
+        bound = min(bound, found.bound + graph.constant) if bound == np.inf else bound  # of the limits as they are
         if found.path is None:
             break
         positions = graph.positions(found.path.arcs)
         if problem.holds(positions):
             value = problem.value(positions)
             return Solution(positions, value, max(bound, value), "labels", time.perf_counter() - start)
-        limits = np.minimum(limits, limits - np.abs(limits) * 1e-9)  # within rounding, but not exactly
+        limits = limits - np.abs(limits) * 1e-9  # within rounding, but not exactly
     raise unmet(problem, proven=bound == -np.inf)
 
 
@@ -241,8 +258,3 @@ def unmet(problem: Problem, proven: bool) -> BudgetError:
         f"no architecture meets the budgets {dict(problem.limits or {})} together with the target's legal pairs ({why}); "
         + ("raise one of them" if proven else "raise one of them, or give the selection more time (select.time_limit)")
     )
-
-
-def best_paths(graph: Graph, grid: Sequence[Numbers], deadline: float, precision: float = 0.0) -> list[Found]:
-    """`best_within` for every set of limits of a grid, on one graph."""
-    return [best_within(graph, limits, deadline, precision) for limits in grid]

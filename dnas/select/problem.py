@@ -64,7 +64,9 @@ class Problem:
     forbidden: tuple[Factor, ...] = ()
 
     @staticmethod
-    def of(space: Space, scores: Scores, costs: Sequence[Cost] = (), limits: Mapping[str, float] | None = None) -> "Problem":
+    def of(
+        space: Space, scores: Scores, costs: Sequence[Cost] = (), limits: Mapping[str, float] | None = None
+    ) -> "Problem":
         """The problem of a space where no single filters decide.
 
         Args:

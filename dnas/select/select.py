@@ -11,6 +11,7 @@ from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost
 
+
 def select(
     scores: Scores, space: Space, budget: Budget | None = None, time_limit: float = 60.0, solver: str = "auto"
 ) -> Architecture:

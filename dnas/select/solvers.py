@@ -76,6 +76,11 @@ def solve_problem(problem: Problem, solver: str = "auto", time_limit: float = 60
     else:
         found = HEURISTICS[solver](exact, time_limit)
         found = replace(found, bound=max(min(found.bound, dual_bound(exact)), found.value))
+    return unscaled(found, problem, scale)
+
+
+def unscaled(found: Solution, problem: Problem, scale: float) -> Solution:
+    """The solution of `dnas.select.ties.scaled` as one of the problem itself, ties settled by single moves."""
     positions = dearer(problem, dict(found.positions))
     value = problem.value(positions)
     return replace(found, positions=positions, value=value, bound=max(found.bound * scale, value))

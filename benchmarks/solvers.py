@@ -1,0 +1,120 @@
+"""The selection's solvers against each other: `python benchmarks/solvers.py` writes results/solvers.json.
+
+For every instance and method: seconds, value, bound and gap, in the instance's own units; the heuristics' bound is the
+Lagrangian one. A front of 30 budgets per network, too. `--only TEXT` runs the instances whose name contains it.
+"""
+
+import argparse
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from solver_instances import Instance, network_space, random_scores
+
+from dnas.run import source_commit
+from dnas.search.budget import BudgetError
+from dnas.select.decomposition import build_graph
+from dnas.select.highs import flow_size, solve_highs
+from dnas.select.pareto_front import frontier
+from dnas.select.solvers import TIE, solve_problem, unscaled
+from dnas.select.ties import scaled
+
+RESULT = Path(__file__).parent / "results" / "solvers.json"
+TWO, THREE = ("bops", "weight_bits"), ("bops", "weight_bits", "activation_traffic_bits")
+PEAK = ("bops", "peak_activation_bits")
+LARGE = {(50, 40), (100, 60)}
+INSTANCES = [
+    *(Instance("chain", share, seed=seed, size=(20, 25)) for seed in (0, 1) for share in (0.1, 0.3)),
+    *(Instance("chain", share, costs, size=(20, 25)) for costs in (TWO, THREE) for share in (0.1, 0.3)),
+    *(Instance("chain", share, size=size) for size in sorted(LARGE) for share in (0.1, 0.3)),
+    *(Instance(kind, share) for kind in ("resnet8", "resnet20", "resnet56", "mobilenetv2") for share in (0.1, 0.3)),
+    *(Instance(kind, 0.3, costs) for kind in ("resnet20", "resnet56", "mobilenetv2") for costs in (TWO, THREE, PEAK)),
+]
+METHODS = ("labels", "highs_flow", "highs_conditional", "frank_wolfe", "evolution", "random", "cp_sat", "scip")
+SLOW = ("cp_sat", "scip")
+"""Methods that run on the small instances only."""
+
+
+def applies(method: str, instance: Instance, size: int) -> bool:
+    if method in SLOW:
+        return instance.seed == 0 and instance.size not in LARGE and instance.kind in ("chain", "resnet8", "resnet20")
+    return method != "highs_flow" or size <= 200_000
+
+
+def measure(instance: Instance, time_limit: float) -> dict[str, Any]:
+    problem = instance.problem()
+    size = flow_size(problem)
+    row: dict[str, Any] = {
+        "instance": instance.name,
+        "choices": sum(n > 1 for n in problem.sizes.values()),
+        "flow_columns": size,
+        "arcs": build_graph(problem).arcs,
+        "limits": dict(problem.limits or {}),
+        "methods": {},
+    }
+    for method in METHODS:
+        if not applies(method, instance, size):
+            continue
+        start = time.perf_counter()
+        try:
+            if method.startswith("highs"):
+                loose, scale = scaled(problem, TIE)
+                found = solve_highs(loose, time_limit, conditional=method == "highs_conditional")
+                found = unscaled(found, problem, scale)
+            else:
+                found = solve_problem(problem, method, time_limit)
+        except BudgetError as error:
+            row["methods"][method] = {"seconds": round(time.perf_counter() - start, 3), "error": str(error)}
+            continue
+        assert problem.holds(found.positions)
+        row["methods"][method] = {
+            "seconds": round(time.perf_counter() - start, 3), "value": found.value, "bound": found.bound, "gap": found.gap,
+        }  # fmt: skip
+        print(f"{instance.name:60} {method:18} {row['methods'][method]}", flush=True)
+    return row
+
+
+def front(kind: str) -> dict[str, Any]:
+    space = network_space(kind)
+    scores = random_scores(space, 0)
+    start = time.perf_counter()
+    found = frontier(scores, space, "bops", 30)
+    seconds = round(time.perf_counter() - start, 3)
+    gap = max(a.certificate.gap for a in found if a.certificate)
+    return {"network": kind, "seconds": seconds, "architectures": len(found), "largest_gap": gap}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--time-limit", type=float, default=10.0)
+    given = parser.parse_args()
+    content: dict[str, Any] = {
+        "type": "dnas.Solvers",
+        "version": 1,
+        "commit": source_commit(),
+        "versions": {name: version(name) for name in ("numpy", "scipy", "ortools", "pyscipopt")},
+        "machine": {"cores": os.cpu_count(), "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))},
+        "time_limit": given.time_limit,
+        "rows": [],
+        "fronts": [],
+    }
+    for instance in INSTANCES:
+        if given.only in instance.name:
+            content["rows"].append(measure(instance, given.time_limit))
+    content["fronts"] = [
+        front(kind) for kind in ("resnet8", "resnet20", "resnet56", "mobilenetv2") if given.only in kind
+    ]
+    if given.only:
+        print(json.dumps(content["fronts"]))
+        return
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
