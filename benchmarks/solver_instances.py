@@ -1,9 +1,9 @@
 """Instances for the selection's solvers: synthetic chains, and the spaces of real networks with random scores.
 
-Chains as in section 7.3 of the estimator's design: L layers of 3x3 convolutions over four resolutions with K options each; an option
-is a width and a pair of bits. BOPs of a layer are kappa c_in a_in c_out w, of rank one. What an option loses grows as its
-width and its bits fall, times a log-normal sensitivity of the layer, with 15 % noise on every entry. A budget is the least cost
-plus a share of the range.
+Chains as in section 7.3 of the estimator's design: L layers of 3x3 convolutions over four resolutions, K options each; an
+option is a width and a pair of bits. BOPs of a layer are kappa c_in a_in c_out w, of rank one. What an option loses grows as
+its width and its bits fall, times a log-normal sensitivity of the layer, with 15 % noise on every entry. A budget is the least
+cost plus a share of the range.
 """
 
 from dataclasses import dataclass

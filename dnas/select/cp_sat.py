@@ -6,8 +6,7 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from dnas.select.highs import as_program
-from dnas.select.labels import unmet
-from dnas.select.problem import Problem, Solution
+from dnas.select.problem import Problem, Solution, unmet
 
 UNITS = 1_000_000
 """Integer units of a value of 1, and of a whole budget whose entries are no integers."""

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from dnas.select.problem import Problem, Solution
+from dnas.select.problem import Problem, Solution, unmet
 from dnas.select.program import Program
 from dnas.select.solve import solve
 from dnas.space.choice import Space
@@ -30,7 +30,13 @@ def as_program(problem: Problem, conditional: bool | None = None) -> tuple[Progr
     Args:
         problem: the problem.
         conditional: form of the cost tables of rank one; by default what the size of the flow form asks for.
+
+    Raises:
+        BudgetError: what is not searched is forbidden as it is.
     """
+    for factor in problem.forbidden:
+        if factor.table.size == 1 and factor.table.any():
+            raise unmet(problem, proven=True)
     if conditional is None:
         conditional = flow_size(problem) > MOST_FLOW
     space = Space(problem.choices, (), (), (), {})
@@ -63,6 +69,8 @@ def solve_highs(
     program, objective, constant = as_program(problem, conditional)
     if not program.binaries:
         positions, bound = {choice.name: 0 for choice in problem.choices}, 0.0
+        if not problem.holds(positions):
+            raise unmet(problem, proven=True)
     else:
         positions, bound = solve(program, objective, problem.limits or {}, time_limit, precision)
     value = problem.value(positions)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dnas.search.budget import BudgetError
 from dnas.select.decomposition import Graph, Step, build_graph
 from dnas.select.dominance import Indices, Numbers, efficient
 from dnas.select.lagrangian import Dual, Path, minimise_dual, to_go
-from dnas.select.problem import Problem, Solution
+from dnas.select.problem import Problem, Solution, unmet
 
 FIRST_STRIDE, FURTHER = 1 / 64, 2.0
 """How far below the bound the first threshold is, as a share of the gap to the incumbent; by what factor then."""
@@ -249,12 +248,3 @@ def solve_graph(problem: Problem, graph: Graph, limits: Numbers, deadline: float
             return Solution(positions, value, max(bound, value), "labels", time.perf_counter() - start)
         limits = limits - np.abs(limits) * 1e-9  # within rounding, but not exactly
     raise unmet(problem, proven=bound == -np.inf)
-
-
-def unmet(problem: Problem, proven: bool) -> BudgetError:
-    """The error of a problem without a solution."""
-    why = "proven" if proven else "none was found in time"
-    return BudgetError(
-        f"no architecture meets the budgets {dict(problem.limits or {})} together with the target's legal pairs ({why}); "
-        + ("raise one of them" if proven else "raise one of them, or give the selection more time (select.time_limit)")
-    )

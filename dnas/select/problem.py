@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dnas.search.budget import BudgetError
 from dnas.search.scores import Scores
 from dnas.space.choice import Choice, Space
 from dnas.space.cost import Cost, Factor
@@ -145,3 +146,12 @@ def illegal_pairs(space: Space) -> list[Factor]:
         if illegal.any() and (weight.searched or act.searched):
             tables.append(Factor((weight.name, act.name), illegal))
     return tables
+
+
+def unmet(problem: Problem, proven: bool) -> BudgetError:
+    """The error of a problem without a solution."""
+    why = "proven" if proven else "none was found in time"
+    return BudgetError(
+        f"no architecture meets the budgets {dict(problem.limits or {})} together with the target's legal pairs ({why}); "
+        + ("raise one of them" if proven else "raise one of them, or give the selection more time (select.time_limit)")
+    )

@@ -6,8 +6,7 @@ import numpy as np
 from pyscipopt import Model, quicksum
 
 from dnas.select.highs import as_program
-from dnas.select.labels import unmet
-from dnas.select.problem import Problem, Solution
+from dnas.select.problem import Problem, Solution, unmet
 
 TIGHTENINGS = 20
 

@@ -1,5 +1,6 @@
 """Every solver against enumeration on small problems, and the exact ones against each other on larger ones."""
 
+import functools
 import importlib
 import itertools
 import time
@@ -38,7 +39,7 @@ def random_problem(seed: int) -> Problem:
             return Factor(names, (rng.random(shape) < 0.3).astype(float))
         if rng.random() < 0.5:  # of rank one, as costs of layers are
             vectors = [rng.integers(1, 6, size=k).astype(float) for k in shape]
-            return Factor(names, np.array(np.prod(np.ix_(*vectors)) if len(vectors) == 1 else _outer(vectors)))
+            return Factor(names, functools.reduce(np.multiply.outer, vectors))
         return Factor(names, rng.integers(0, 30, size=shape).astype(float))
 
     values = [Factor((c.name,), rng.normal(size=len(c.options))) for c in choices]
@@ -52,13 +53,6 @@ def random_problem(seed: int) -> Problem:
     every = everything(Problem(choices, tuple(values)))
     limits = {c.name: float(np.quantile([c.at(p) for p in every], rng.uniform(0.1, 0.6))) for c in costs}
     return Problem(choices, tuple(values), tuple(costs), limits, forbidden)
-
-
-def _outer(vectors: list[np.ndarray]) -> np.ndarray:
-    found = vectors[0]
-    for vector in vectors[1:]:
-        found = np.multiply.outer(found, vector)
-    return found
 
 
 def everything(problem: Problem) -> list[dict[str, int]]:
