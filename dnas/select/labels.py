@@ -63,7 +63,7 @@ class _Search:
             self.sorted.append((order, gain[order]))
         values = [float(np.abs(step.value).max(initial=0.0)) for step in graph.steps]
         paid = max(float(price @ np.abs(limits)) for price in prices)
-        self.rounding = 1e-14 * (len(values) * sum(values) + paid)
+        self.rounding = 1e-15 * len(values) * (sum(values) + paid)
 
     def run(self, threshold: float, most: int) -> tuple[Path | None, bool]:
         """A best path, if any reaches the threshold, else one or none; and whether nothing promising was dropped.
@@ -161,6 +161,24 @@ def best_within(graph: Graph, limits: Numbers, deadline: float, precision: float
         if found.path is not None and (found.path.cost <= limits).all():
             dual.incumbent = max(found.path, dual.incumbent or found.path, key=lambda path: path.value)
     return _deepen(_Search(graph, limits, dual, deadline), lowest, precision)
+
+
+def nothing_above(graph: Graph, limits: Numbers, value: float, deadline: float) -> bool:
+    """Whether it is proven that no path within the limits is worth more than `value`, up to rounding.
+
+    Args:
+        graph: the layered graph.
+        limits: per resource, shape (R,).
+        value: of a path, the graph's constant aside.
+        deadline: of `time.perf_counter`; when it passes, nothing is proven.
+    """
+    dual = minimise_dual(graph, limits)
+    search = _Search(graph, limits, dual, deadline)
+    threshold = value + 2 * search.rounding
+    if dual.bound <= threshold:
+        return True
+    path, complete = search.run(threshold, MOST)
+    return complete and (path is None or path.value < threshold)
 
 
 def _without(graph: Graph, limits: Numbers, left_out: Indices, deadline: float, precision: float) -> Found:

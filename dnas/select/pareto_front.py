@@ -10,7 +10,7 @@ from dnas.search.scores import Scores
 from dnas.select.decomposition import Graph, TooLargeError, build_graph
 from dnas.select.labels import solve_graph
 from dnas.select.problem import Problem, Solution
-from dnas.select.solvers import EXACT_TIE, PRECISION, solve_problem, unscaled
+from dnas.select.solvers import EXACT_TIE, PRECISION, proven, solve_problem, unscaled
 from dnas.select.ties import scaled
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
@@ -25,11 +25,12 @@ class _Points:
         self.problem, self.cost, self.top, self.time_limit = problem, cost, top, time_limit
         self.exact, self.scale = scaled(self._at(problem, top), EXACT_TIE)
         self.graph: Graph | None = None
+        self.plain: Graph | None = None
         if len(next(c for c in problem.costs if c.name == cost).rows) == 1:
             try:
-                self.graph = build_graph(self.exact)
+                self.graph, self.plain = build_graph(self.exact), build_graph(self._at(problem, top))
             except TooLargeError:
-                self.graph = None
+                return
 
     def _at(self, problem: Problem, limit: float) -> Problem:
         return replace(problem, limits={**(problem.limits or {}), self.cost: limit})
@@ -37,14 +38,14 @@ class _Points:
     def solve(self, limit: float) -> Solution:
         """The best architecture where the cost is at most `limit`; BudgetError where there is none."""
         problem = self._at(self.problem, limit)
-        if self.graph is None:
+        if self.graph is None or self.plain is None:
             return solve_problem(problem, "auto", self.time_limit)
         start = time.perf_counter()
         lower = np.array([(self.top - limit) * (row.name == self.cost) for row in self.graph.resources])
         limits, deadline = self.graph.limits - lower, start + self.time_limit
         found = solve_graph(self._at(self.exact, limit), self.graph, limits, deadline, PRECISION)
-        found = unscaled(found, problem, self.scale)
-        return replace(found, seconds=time.perf_counter() - start)
+        found = replace(unscaled(found, problem, self.scale), seconds=time.perf_counter() - start)
+        return proven(found, self.plain, limits, self.time_limit)
 
 
 def frontier(
