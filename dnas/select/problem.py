@@ -34,7 +34,7 @@ class Row:
 class Solution:
     """What a solver found.
 
-    positions: the option (by index) of every choice; empty where nothing that holds was found. value: their total value.
+    positions: the option (by index) of every choice; everything holds for them. value: their total value.
     bound: no positions that hold have a larger value; infinite where the method has none. seconds: wall time.
     """
 
@@ -46,7 +46,7 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """bound - value, never negative; infinite where there is no bound or nothing was found."""
+        """bound - value, never negative; infinite where there is no bound."""
         return max(self.bound - self.value, 0.0)
 
 
