@@ -1,7 +1,8 @@
 """The selection's solvers against each other: `python benchmarks/solvers.py` writes results/solvers.json.
 
 For every instance and method: seconds, value, bound and gap, in the instance's own units; the heuristics' bound is the
-Lagrangian one. A front of 30 budgets per network, too. `--only TEXT` runs the instances whose name contains it.
+Lagrangian one. A front of 30 budgets per network, too. `--only TEXT` runs the instances whose name contains it and writes
+nothing; `--fronts` measures the fronts again and leaves the rest of the file as it is.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from solver_instances import Instance, network_space, random_scores
+from solver_instances import NETWORKS, Instance, network_space, random_scores
 
 from dnas.run import source_commit
 from dnas.search.budget import BudgetError
@@ -87,15 +88,22 @@ def front(kind: str) -> dict[str, Any]:
     found = frontier(scores, space, "bops", 30)
     seconds = round(time.perf_counter() - start, 3)
     gap = max(a.certificate.gap for a in found if a.certificate)
-    return {"network": kind, "seconds": seconds, "architectures": len(found), "largest_gap": gap}
+    return {
+        "network": kind, "seconds": seconds, "architectures": len(found), "largest_gap": gap, "commit": source_commit(),
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
     parser.add_argument("--time-limit", type=float, default=10.0)
+    parser.add_argument("--fronts", action="store_true")
     given = parser.parse_args()
-    content: dict[str, Any] = {
+    if given.fronts:
+        content = json.loads(RESULT.read_text(encoding="utf-8")) | {"fronts": [front(kind) for kind in NETWORKS]}
+        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return
+    content = {
         "type": "dnas.Solvers",
         "version": 1,
         "commit": source_commit(),
@@ -108,9 +116,7 @@ def main() -> None:
     for instance in INSTANCES:
         if given.only in instance.name:
             content["rows"].append(measure(instance, given.time_limit))
-    content["fronts"] = [
-        front(kind) for kind in ("resnet8", "resnet20", "resnet56", "mobilenetv2") if given.only in kind
-    ]
+    content["fronts"] = [front(kind) for kind in NETWORKS if given.only in kind]
     if given.only:
         print(json.dumps(content["fronts"]))
         return

@@ -45,7 +45,7 @@ class _Points:
         limits, deadline = self.graph.limits - lower, start + self.time_limit
         found = solve_graph(self._at(self.exact, limit), self.graph, limits, deadline, PRECISION)
         found = replace(unscaled(found, problem, self.scale), seconds=time.perf_counter() - start)
-        return proven(found, self.plain, limits, self.time_limit)
+        return proven(found, self.scale, self.plain, limits, self.time_limit)
 
 
 def frontier(

@@ -150,8 +150,10 @@ def illegal_pairs(space: Space) -> list[Factor]:
 
 def unmet(problem: Problem, proven: bool) -> BudgetError:
     """The error of a problem without a solution."""
-    why = "proven" if proven else "none was found in time"
+    budgets = f"the budgets {dict(problem.limits or {})} together with the target's legal pairs"
+    if proven:
+        return BudgetError(f"no architecture meets {budgets}, proven; raise one of them")
     return BudgetError(
-        f"no architecture meets the budgets {dict(problem.limits or {})} together with the target's legal pairs ({why}); "
-        + ("raise one of them" if proven else "raise one of them, or give the selection more time (select.time_limit)")
+        f"no architecture was found in time to meet {budgets}; raise one of them, or give the selection more time "
+        "(select.time_limit)"
     )

@@ -68,7 +68,7 @@ def solve_problem(problem: Problem, solver: str = "auto", time_limit: float = 60
         try:
             found = solve_labels(exact, time_limit, PRECISION)
             graph = build_graph(problem)
-            return proven(unscaled(found, problem, scale), graph, graph.limits, time_limit)
+            return proven(unscaled(found, problem, scale), scale, graph, graph.limits, time_limit)
         except TooLargeError:
             if solver == "labels":
                 raise
@@ -90,17 +90,18 @@ def unscaled(found: Solution, problem: Problem, scale: float) -> Solution:
     return replace(found, positions=positions, value=value, bound=max(found.bound * scale, value))
 
 
-def proven(found: Solution, graph: Graph, limits: Numbers, time_limit: float) -> Solution:
+def proven(found: Solution, scale: float, graph: Graph, limits: Numbers, time_limit: float) -> Solution:
     """The solution with its own value as bound where label setting without a bonus for dearer options proves it.
 
     Args:
         found: a solution of the problem, its bound that of the problem with the bonus.
+        scale: of the problem's values, see `dnas.select.ties.scaled`.
         graph: of the problem without the bonus.
         limits: of the graph's resources, shape (R,).
         time_limit: seconds for both; where the solution took them all, or is far from its bound, it stays as it is.
     """
     start = time.perf_counter()
-    if found.gap <= TIE * max(abs(found.value), abs(found.bound)):
+    if found.gap <= TIE * scale * max(len(found.positions), 1):
         deadline = start + time_limit - found.seconds
         if nothing_above(graph, limits, found.value - graph.constant, deadline):
             found = replace(found, bound=found.value)
