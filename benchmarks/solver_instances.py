@@ -1,64 +1,120 @@
-"""Synthetic selection problems: chains of layers with widths and bits, rank-one costs, noisy sensitivities.
+"""Instances for the selection's solvers: synthetic chains, and the spaces of real networks with random scores.
 
-As in section 7.3 of the measurements that the solvers are compared by: log-normal sensitivities per layer, 15 % noise on every
-entry, limits at a share of the range between the cheapest and the dearest network.
+Chains as in section 7.3 of the estimator's design: L layers of 3x3 convolutions over four resolutions, K options each; an
+option is a width and a pair of bits. BOPs of a layer are kappa c_in a_in c_out w, of rank one. What an option loses grows as
+its width and its bits fall, times a log-normal sensitivity of the layer, with 15 % noise on every entry. A budget is the least
+cost plus a share of the range.
 """
 
-import numpy as np
+from dataclasses import dataclass
 
-from dnas.select.problem import Problem, Row, Table
+import numpy as np
+import torch
+
+from dnas.models import mobilenet, resnet
+from dnas.search.scores import Scores
+from dnas.select.problem import Problem
+from dnas.space.build import build_space
+from dnas.space.choice import Choice, Space
+from dnas.space.cost import Cost, Factor, build_cost
 
 BITS = (2, 3, 4, 6, 8)
-WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+WIDTHS = {25: 5, 40: 5, 60: 5}
+"""For every number of options of a chain's layer how many widths it has; the others are pairs of bits."""
+NOISE = 0.15
+CHAIN_COSTS = ("bops", "weight_bits", "activation_traffic_bits")
+NETWORKS = {
+    "resnet8": resnet.resnet8,
+    "resnet20": resnet.resnet20,
+    "resnet56": resnet.resnet56,
+    "mobilenetv2": lambda: mobilenet.mobilenetv2(classes=10, stem="cifar"),
+}
 
 
-def chain(
-    layers: int, widths: int, pairs: int, seed: int, share: float = 0.1, resources: int = 1, neighbours: bool = False
-) -> Problem:
-    """A chain whose layers take one of widths * pairs joint options: filters, and a pair of weight and activation bits.
+@dataclass(frozen=True)
+class Instance:
+    """kind: `chain`, or a network. size: layers and options of a chain. share: of every budget's range. costs: budgeted."""
 
-    Args:
-        layers: how many.
-        widths: filter counts per layer.
-        pairs: (weight bits, activation bits) pairs per layer.
-        seed: of sensitivities and noise.
-        share: of the range of every resource that its limit allows.
-        resources: bit operations; then weight bits; then activation bits.
-        neighbours: random values for the filters of layers that follow each other.
-    """
+    kind: str
+    share: float
+    costs: tuple[str, ...] = ("bops",)
+    seed: int = 0
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        size = f" {self.size[0]}x{self.size[1]}" if self.size[0] else ""
+        return f"{self.kind}{size}, {self.share:.0%} of {' and '.join(self.costs)}, seed {self.seed}"
+
+    def problem(self) -> Problem:
+        if self.kind == "chain":
+            return chain(*self.size, self.share, self.costs, self.seed)
+        space = network_space(self.kind)
+        return within(space, random_scores(space, self.seed), self.share, self.costs)
+
+
+def _losses(width: np.ndarray, weight: np.ndarray, act: np.ndarray) -> np.ndarray:
+    return 1 / width - 1 + 4.0 ** (2 - weight) + 4.0 ** (2 - act)
+
+
+def chain(layers: int, options: int, share: float, costs: tuple[str, ...], seed: int) -> Problem:
+    """A chain of layers with one choice each."""
     generator = np.random.default_rng(seed)
-    shares = np.array(sorted(WIDTHS[::-1][:widths]))
-    every = [(w, a) for w in BITS for a in BITS]
-    chosen = [every[i] for i in np.linspace(0, len(every) - 1, pairs).astype(int)]
-    sizes: dict[str, int] = {}
-    values: list[Table] = []
-    tables: list[list[Table]] = [[], [], []]
-    channels = 32 * 2 ** (4 * np.arange(layers) // max(layers, 1))
-    pixels = (32 // 2 ** (4 * np.arange(layers) // max(layers, 1))) ** 2
-    for i in range(layers):
-        sizes[f"f{i}"], sizes[f"b{i}"] = widths, pairs
-        sensitivity = np.exp(generator.normal(0, 0.7))
-        loss_f = sensitivity * 0.3 * (1 / shares - 1)
-        loss_b = sensitivity * np.array([4.0**-w + 4.0**-a for w, a in chosen]) * 4
-        values.append(((f"f{i}",), -loss_f * generator.normal(1, 0.15, widths)))
-        values.append(((f"b{i}",), -loss_b * generator.normal(1, 0.15, pairs)))
-        outs = channels[i] * shares
-        bits, weights = np.array([w * a for w, a in chosen], dtype=float), np.array([w for w, _ in chosen], dtype=float)
-        acts = np.array([a for _, a in chosen], dtype=float)
-        if i == 0:
-            tables[0].append(((f"f{i}", f"b{i}"), np.floor(9 * pixels[i] * 3 * outs[:, None] * bits)))
-            tables[1].append(((f"f{i}", f"b{i}"), np.floor(9 * 3 * outs[:, None] * weights)))
-        else:
-            ins = channels[i - 1] * shares
-            names = (f"f{i - 1}", f"f{i}", f"b{i}")
-            both = ins[:, None, None] * outs[None, :, None]
-            tables[0].append((names, np.floor(9 * pixels[i] * both * bits)))
-            tables[1].append((names, np.floor(9 * both * weights)))
-            if neighbours:
-                values.append(((f"f{i - 1}", f"f{i}"), generator.normal(0, 0.05, (widths, widths))))
-        tables[2].append(((f"f{i}", f"b{i}"), np.floor(pixels[i] * outs[:, None] * acts)))
-    rows = []
-    for own in tables[:resources]:
-        low, high = sum(float(t.min()) for _, t in own), sum(float(t.max()) for _, t in own)
-        rows.append(Row(tuple(own), low + share * (high - low)))
-    return Problem(sizes, tuple(values), 0.0, tuple(rows))
+    widths = WIDTHS[options]
+    pairs = [(w, a) for w in BITS for a in BITS]
+    taken = [pairs[i] for i in np.linspace(0, len(pairs) - 1, options // widths).round().astype(int)]
+    table = np.array([(c, w, a) for c in np.linspace(0.25, 1.0, widths) for w, a in taken])
+    choices, values, counts, positions = [], [], [], []
+    for layer in range(layers):
+        stage = layer * 4 // layers
+        counts.append(np.floor(table[:, 0] * 16 * 2**stage))
+        positions.append((32 // 2**stage) ** 2)
+        loss = generator.lognormal() * _losses(*table.T) * (1 + NOISE * generator.normal(size=options))
+        choices.append(Choice(f"layer{layer}", "option", tuple(range(options))))
+        values.append(Factor((f"layer{layer}",), -loss))
+    weight, act = table[:, 1], table[:, 2]
+    factors: dict[str, list[Factor]] = {name: [] for name in CHAIN_COSTS}
+    for layer in range(layers):
+        own = counts[layer] * weight
+        names = (f"layer{layer - 1}", f"layer{layer}") if layer else ("layer0",)
+        before = (counts[layer - 1] * act, counts[layer - 1]) if layer else (np.array(24.0), np.array(3.0))
+        factors["bops"].append(Factor(names, 9.0 * positions[layer] * np.multiply.outer(before[0], own)))
+        factors["weight_bits"].append(Factor(names, 9.0 * np.multiply.outer(before[1], own)))
+        factors["activation_traffic_bits"].append(Factor(names[-1:], positions[layer] * counts[layer] * act))
+    found = [Cost(name, (tuple(factors[name]),), (0.0,)) for name in costs]
+    limits = {cost.name: _limit(*_range(cost), share) for cost in found}
+    return Problem(tuple(choices), tuple(values), tuple(found), limits)
+
+
+def _range(cost: Cost) -> tuple[float, float]:
+    """Sums of the tables' extremes: these grow with every choice, so that one architecture has them all."""
+    return tuple(sum(float(take(f.table)) for f in cost.rows[0]) for take in (np.min, np.max))  # type: ignore[return-value]
+
+
+def _limit(low: float, high: float, share: float) -> float:
+    return float(int(low + share * (high - low)))
+
+
+def network_space(name: str) -> Space:
+    """A network for 32x32 images with all widths of bits and four shares of filters."""
+    torch.manual_seed(0)
+    return build_space(NETWORKS[name](), (torch.randn(2, 3, 32, 32),), BITS, BITS, SHARES)
+
+
+def random_scores(space: Space, seed: int) -> Scores:
+    """Losses as those of a chain, with a sensitivity of every choice."""
+    generator, values = np.random.default_rng(seed), {}
+    for choice in space.choices:
+        options = np.array(choice.options, dtype=np.float64)
+        loss = options[-1] / options - 1 if choice.kind == "filters" else 4.0 ** (2 - options)
+        loss = generator.lognormal() * loss * (1 + NOISE * generator.normal(size=len(options)))
+        values[choice.name] = tuple((-loss).tolist())
+    return Scores(values, "random").monotone()
+
+
+def within(space: Space, scores: Scores, share: float, costs: tuple[str, ...]) -> Problem:
+    """The problem of a space whose budgets are the least costs plus a share of the ranges."""
+    found = [build_cost(space, name) for name in costs]
+    limits = {c.name: _limit(c.at(space.extreme(False)), c.at(space.extreme(True)), share) for c in found}
+    return Problem.of(space, scores, found, limits)

@@ -1,128 +1,125 @@
-"""How fast selections are and how far they are proven: `python benchmarks/solvers.py` writes benchmarks/results/solvers.json.
+"""The selection's solvers against each other: `python benchmarks/solvers.py` writes results/solvers.json.
 
-Synthetic chains (benchmarks/solver_instances.py) with one to three resources, and the spaces of real networks with random
-scores; label setting, and HiGHS where it ends within the time limit.
+For every instance and method: seconds, value, bound and gap, in the instance's own units; the heuristics' bound is the
+Lagrangian one. A front of 30 budgets per network, too. `--only TEXT` runs the instances whose name contains it and writes
+nothing; `--fronts` measures the fronts again and leaves the rest of the file as it is.
 """
 
+import argparse
 import json
+import os
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from solver_instances import chain
-from torch import nn
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import dnas
-from dnas.models import elastic_mobilenet, mobilenetv2, resnet8, resnet20, resnet56
+from solver_instances import NETWORKS, Instance, network_space, random_scores
+
 from dnas.run import source_commit
-from dnas.search.scores import Scores
-from dnas.select.labels import solve_by_labels, state_count
-from dnas.select.pareto import frontier
-from dnas.space.choice import Space
+from dnas.search.budget import BudgetError
+from dnas.select.decomposition import build_graph
+from dnas.select.highs import flow_size, solve_highs
+from dnas.select.pareto_front import frontier
+from dnas.select.solvers import TIE, solve_problem, unscaled
+from dnas.select.ties import scaled
 
 RESULT = Path(__file__).parent / "results" / "solvers.json"
-CHAINS = ((20, 5, 5), (50, 5, 8), (100, 6, 10))
-HIGHS_SECONDS = 60.0
-BUDGETS: tuple[dict[str, float], ...] = (
-    {"bops": 0.05},
-    {"bops": 0.15},
-    {"bops": 0.05, "weight_bits": 0.2},
-    {"bops": 0.1, "weight_bits": 0.3, "activation_traffic_bits": 0.5},
-)
-ELASTIC: dict[str, Any] = {
-    "weight_bits": (2, 3, 4, 8), "act_bits": (2, 3, 4, 8), "filters": {"*.expand.0": (0.5, 0.667, 1.0)},
-    "kernels": (3, 5), "min_depth": 2, "branches": ("*.se",),
-}  # fmt: skip
+TWO, THREE = ("bops", "weight_bits"), ("bops", "weight_bits", "activation_traffic_bits")
+PEAK = ("bops", "peak_activation_bits")
+LARGE = {(50, 40), (100, 60)}
+INSTANCES = [
+    *(Instance("chain", share, seed=seed, size=(20, 25)) for seed in (0, 1) for share in (0.1, 0.3)),
+    *(Instance("chain", share, costs, size=(20, 25)) for costs in (TWO, THREE) for share in (0.1, 0.3)),
+    *(Instance("chain", share, size=size) for size in sorted(LARGE) for share in (0.1, 0.3)),
+    *(Instance(kind, share) for kind in ("resnet8", "resnet20", "resnet56", "mobilenetv2") for share in (0.1, 0.3)),
+    *(Instance(kind, 0.3, costs) for kind in ("resnet20", "resnet56", "mobilenetv2") for costs in (TWO, THREE, PEAK)),
+]
+METHODS = ("labels", "highs_flow", "highs_conditional", "frank_wolfe", "evolution", "random", "cp_sat", "scip")
+SLOW = ("cp_sat", "scip")
+"""Methods that run on small instances with one budget only."""
 
 
-def networks() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-    """Networks for images of 32x32, with the options of their spaces; () are the default widths and shares of filters."""
-    elastic = elastic_mobilenet(
-        3, 10, stem=(16, 16), stages=(16, 24, 40), strides=(1, 2, 1), last=(160, 160), hard_swish_from=1
-    )
+def applies(method: str, instance: Instance, size: int) -> bool:
+    if method in SLOW:
+        small = instance.size not in LARGE and instance.kind in ("chain", "resnet8", "resnet20")
+        return small and instance.seed == 0 and len(instance.costs) == 1
+    return method != "highs_flow" or size <= 200_000
+
+
+def measure(instance: Instance, time_limit: float) -> dict[str, Any]:
+    problem = instance.problem()
+    size = flow_size(problem)
+    row: dict[str, Any] = {
+        "instance": instance.name,
+        "choices": sum(n > 1 for n in problem.sizes.values()),
+        "flow_columns": size,
+        "arcs": build_graph(problem).arcs,
+        "limits": dict(problem.limits or {}),
+        "methods": {},
+    }
+    for method in METHODS:
+        if not applies(method, instance, size):
+            continue
+        start = time.perf_counter()
+        try:
+            if method.startswith("highs"):
+                loose, scale = scaled(problem, TIE)
+                found = solve_highs(loose, time_limit, conditional=method == "highs_conditional")
+                found = unscaled(found, problem, scale)
+            else:
+                found = solve_problem(problem, method, time_limit)
+        except BudgetError as error:
+            row["methods"][method] = {"seconds": round(time.perf_counter() - start, 3), "error": str(error)}
+            continue
+        assert problem.holds(found.positions)
+        row["methods"][method] = {
+            "seconds": round(time.perf_counter() - start, 3), "value": found.value, "bound": found.bound, "gap": found.gap,
+        }  # fmt: skip
+        print(f"{instance.name:60} {method:18} {row['methods'][method]}", flush=True)
+    return row
+
+
+def front(kind: str) -> dict[str, Any]:
+    space = network_space(kind)
+    scores = random_scores(space, 0)
+    start = time.perf_counter()
+    found = frontier(scores, space, "bops", 30)
+    seconds = round(time.perf_counter() - start, 3)
+    gap = max(a.certificate.gap for a in found if a.certificate)
     return {
-        "ResNet-8": (resnet8(3, 10), {}), "ResNet-20": (resnet20(3, 10), {}),
-        "ResNet-20 with depth": (resnet20(3, 10), {"min_depth": 1}), "ResNet-56": (resnet56(3, 10), {}),
-        "MobileNetV2": (mobilenetv2(3, 10, stem="cifar"), {}), "ElasticMobileNet": (elastic, ELASTIC),
+        "network": kind, "seconds": seconds, "architectures": len(found), "largest_gap": gap, "commit": source_commit(),
     }  # fmt: skip
 
 
-def random_scores(space: Space, seed: int) -> Scores:
-    """Losses that fall with the width, with log-normal sensitivities and 15 % noise."""
-    generator = np.random.default_rng(seed)
-    values = {}
-    for choice in space.choices:
-        options, sensitivity = np.array(choice.options, dtype=float), np.exp(generator.normal(0, 0.7))
-        loss = 4 * 4.0**-options if "bits" in choice.kind else 0.3 * (options[-1] / np.maximum(options, 0.5) - 1)
-        values[choice.name] = tuple((-sensitivity * loss * generator.normal(1, 0.15, len(options))).tolist())
-    return Scores(values, "random")
-
-
-def chains() -> list[dict[str, Any]]:
-    """Synthetic chains."""
-    rows = []
-    for layers, widths, pairs in CHAINS:
-        for share in (0.1, 0.3):
-            for resources in (1, 2, 3) if layers == 20 else (1,):
-                for seed in range(3):
-                    problem = chain(layers, widths, pairs, seed, share, resources)
-                    found = solve_by_labels(problem, 60.0)
-                    rows.append(
-                        {
-                            "instance": f"{layers} layers x {widths * pairs} options", "share": share, "seed": seed,
-                            "resources": resources, "states": state_count(problem), "method": "labels",
-                            "seconds": found.seconds, "value": found.value, "gap": found.gap,
-                        }
-                    )  # fmt: skip
-                    print(rows[-1], flush=True)
-    return rows
-
-
-def spaces() -> list[dict[str, Any]]:
-    """Spaces of real networks."""
-    rows = []
-    for name, (model, options) in networks().items():
-        torch.manual_seed(0)
-        space = dnas.build_space(model.eval(), torch.randn(2, 3, 32, 32), **options)
-        scores = random_scores(space, 0)
-        for caps in BUDGETS:
-            budget = dnas.Budget(**caps)
-            methods = ["labels"] + (["highs"] if len(caps) == 1 and name in ("ResNet-8", "ResNet-20") else [])
-            for method in methods:
-                certificate = dnas.select(scores, space, budget, HIGHS_SECONDS, method).certificate
-                assert certificate is not None
-                rows.append(
-                    {
-                        "instance": name, "choices": len(list(space.searched())), "budgets": caps, "method": method,
-                        "seconds": certificate.seconds, "value": certificate.value, "gap": certificate.gap,
-                    }
-                )  # fmt: skip
-                print(rows[-1], flush=True)
-        start = time.perf_counter()
-        points = frontier(scores, space, dnas.Budget(bops=0.1), 40)
-        rows.append(
-            {
-                "instance": name, "method": "frontier", "points": len(points), "seconds": time.perf_counter() - start,
-                "gap": max(p.certificate.gap for p in points if p.certificate),
-            }
-        )  # fmt: skip
-        print(rows[-1], flush=True)
-    return rows
-
-
 def main() -> None:
-    """The command."""
-    versions = {name: version(name) for name in ("numpy", "scipy", "torch")}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--time-limit", type=float, default=10.0)
+    parser.add_argument("--fronts", action="store_true")
+    given = parser.parse_args()
+    if given.fronts:
+        content = json.loads(RESULT.read_text(encoding="utf-8")) | {"fronts": [front(kind) for kind in NETWORKS]}
+        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return
     content = {
         "type": "dnas.Solvers",
+        "version": 1,
         "commit": source_commit(),
-        "versions": versions,
-        "chains": chains(),
-        "spaces": spaces(),
+        "versions": {name: version(name) for name in ("numpy", "scipy", "ortools", "pyscipopt")},
+        "machine": {"cores": os.cpu_count(), "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))},
+        "time_limit": given.time_limit,
+        "rows": [],
+        "fronts": [],
     }
+    for instance in INSTANCES:
+        if given.only in instance.name:
+            content["rows"].append(measure(instance, given.time_limit))
+    content["fronts"] = [front(kind) for kind in NETWORKS if given.only in kind]
+    if given.only:
+        print(json.dumps(content["fronts"]))
+        return
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -206,39 +206,36 @@ def _estimators(content: dict[str, Any]) -> str:
     )
 
 
+SOLVER_LABELS = {"labels": "labels", "highs_flow": "HiGHS, flow", "highs_conditional": "HiGHS, conditional"}
+
+
 def _solvers(content: dict[str, Any]) -> str:
-    """Seconds of label setting and HiGHS on spaces; of label setting on chains."""
+    """Seconds of the exact solvers on every kind of instance, how far Frank-Wolfe and evolution are off, and fronts."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in content["rows"]:
+        name = row["instance"].split(",")[0]
+        groups.setdefault(f"{name}, {len(row['limits'])} budget{'s' * (len(row['limits']) > 1)}", []).append(
+            row["methods"]
+        )
     lines = [
-        "| space, random scores | choices | one budget, labels | one budget, HiGHS | two or three budgets | 40 budgets |",
+        "| instance | n | " + " | ".join(f"{label}, s" for label in SOLVER_LABELS.values()) + " | proven by labels |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-
-    def seconds(rows: list[dict[str, Any]]) -> str:
-        found = sorted({f"{row['seconds']:.1f}" for row in rows}, key=float)
-        return "" if not found else f"{found[0]} s" if len(found) == 1 else f"{found[0]} to {found[-1]} s"
-
-    for name in dict.fromkeys(row["instance"] for row in content["spaces"]):
-        own = [row for row in content["spaces"] if row["instance"] == name]
-        one = [row for row in own if len(row.get("budgets", {})) == 1]
-        more = [row for row in own if len(row.get("budgets", {})) > 1]
-        by_method = {m: seconds([row for row in one if row["method"] == m]) for m in ("labels", "highs")}
-        whole = seconds([row for row in own if row["method"] == "frontier"])
-        lines.append(
-            f"| {name} | {own[0]['choices']} | {by_method['labels']} | {by_method['highs']} | {seconds(more)} | {whole} |"
-        )
-    chains = []
-    for name in dict.fromkeys(row["instance"] for row in content["chains"]):
-        for resources in (1, 2, 3):
-            own = [row for row in content["chains"] if (row["instance"], row["resources"]) == (name, resources)]
-            if own:
-                budgets = "one budget" if resources == 1 else f"{resources} budgets"
-                chains.append(f"{name}, {budgets}: {seconds(own)}")
-    gap = max(row["gap"] for row in content["spaces"] if row["method"] == "labels")
-    lines += [
-        "",
-        f"Largest gap left: {gap:.1g} (of the rule for ties). Synthetic chains, proven optimal: {'; '.join(chains)}.",
-    ]
-    return "\n".join(lines)
+    for name, methods in groups.items():
+        cells = []
+        for method in SOLVER_LABELS:
+            own = [m[method] for m in methods if method in m and m[method].get("seconds") is not None]
+            seconds = [one["seconds"] for one in own]
+            late = any(one.get("gap") is None or one["gap"] > 1e-3 for one in own)
+            text = (
+                "" if not own else f"{min(seconds):.2f} to {max(seconds):.2f}" if len(own) > 1 else f"{seconds[0]:.2f}"
+            )
+            cells.append(text + (" (not all proven)" if late else ""))
+        proven = sum(m["labels"]["gap"] == 0 for m in methods)
+        lines.append(f"| {name} | {len(methods)} | " + " | ".join(cells) + f" | {proven} of {len(methods)} |")
+    fronts = ", ".join(f"{f['network']} {f['seconds']:.1f} s" for f in content["fronts"])
+    count = content["fronts"][0]["architectures"]
+    return "\n".join([*lines, "", f"A front of {count} budgets, every point proven: {fronts}."])
 
 
 def table(content: dict[str, Any]) -> str:

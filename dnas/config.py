@@ -16,7 +16,7 @@ from dnas.pretrain import PretrainConfig
 from dnas.retrain import RetrainConfig
 from dnas.search.relax import Relaxation
 from dnas.search.training import SearchConfig, check_relaxation
-from dnas.select.select import SOLVERS
+from dnas.select.solvers import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
 from dnas.space.latency import LATENCY, MeasureConfig

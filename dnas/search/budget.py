@@ -10,8 +10,8 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
-from dnas.space.cost import COSTS, TENSOR_COSTS, build_cost, layer_cost, reference_cost
-from dnas.space.preflight import extreme_cost
+from dnas.space.cost import COSTS, build_cost, reference_cost
+from dnas.space.preflight import extreme_cost, heaviest_choice
 
 
 class BudgetError(ValueError):
@@ -82,25 +82,27 @@ class Budget:
         }
 
     def check(self, space: Space) -> None:
-        """Raises BudgetError if some budget is below the smallest cost that the space can reach."""
+        """Raises BudgetError if some budget is below the smallest cost that the space can reach.
+
+        For each of them it names that cost, and the choice whose cheapest option still takes part in most of it.
+        """
+        found = []
         for name, limit in self.limits(space).items():
-            smallest = extreme_cost(space, build_cost(space, name, self.functions), dearest=False)
+            cost = build_cost(space, name, self.functions)
+            smallest = extreme_cost(space, cost, dearest=False)
             if smallest > limit:
                 reference = reference_cost(space, name, functions=self.functions)
-                raise BudgetError(
+                most = heaviest_choice(space, cost)
+                found.append(
                     f"budget.{name}={self.caps[name]:g} allows {limit:.6g}, but the smallest architecture of this space costs "
-                    f"{smallest:.6g} ({smallest / reference:.4f} of the 8-bit network){self._largest(space, name)}; raise the "
-                    "budget, or allow fewer bits or filters (space.weight_bits, space.act_bits, space.filters, space.exclude)"
+                    f"{smallest:.6g} ({smallest / reference:.4f} of the 8-bit network)"
+                    + (f", most of it where {most[0]} enters at its cheapest option ({most[1]:.0%})" if most else "")
                 )
-
-    def _largest(self, space: Space, name: str) -> str:
-        """Which layer the smallest architecture spends most on, as a part of a sentence."""
-        if name in TENSOR_COSTS or any(choice.by_filter for choice in space.choices):
-            return ""
-        positions = space.extreme(dearest=False)
-        parts = {layer.name: layer_cost(space, layer, name, positions, self.functions) for layer in space.layers}
-        total, largest = sum(parts.values()), max(parts, key=lambda layer: parts[layer])
-        return f", {parts[largest] / total:.0%} of it in {largest}, where fewer would free most" if total else ""
+        if found:
+            raise BudgetError(
+                f"{'; '.join(found)}; raise the budget, or allow fewer bits or filters "
+                "(space.weight_bits, space.act_bits, space.filters, space.exclude)"
+            )
 
     def holds(self, architecture: Architecture) -> bool:
         """Whether an architecture meets every budget."""

@@ -28,6 +28,15 @@ def nested(values: Any) -> Any:
     return tuple(nested(value) for value in values) if isinstance(values, list | tuple) else values
 
 
+def _shape(table: Any) -> tuple[int, ...] | None:
+    """The lengths of nested lists, one per level; None where they are ragged or hold anything but numbers."""
+    if not isinstance(table, list | tuple):
+        return () if isinstance(table, int | float) else None
+    inner = {_shape(row) for row in table}
+    (found,) = inner if len(inner) == 1 else (None,)
+    return None if found is None else (len(table), *found)
+
+
 def _rows(values: Sequence[Any]) -> list[Any]:
     """The options' numbers decision by decision."""
     return list(values) if values and isinstance(values[0], tuple) else [values]
@@ -63,14 +72,18 @@ class Scores:
                     f"scores of {choice.name}: found {found}, needed are {choice.width} finite numbers"
                     f"{f' for each of {choice.count} decisions' if choice.by_filter else ''}"
                 )
+        known = {choice.name: choice for choice in space.choices}
         for names, table in self.joint:
-            shape, wanted = np.shape(table), tuple(len(space.choice(name).options) for name in names)
-            if len(set(names)) < len(names):
-                raise ValueError(f"joint scores of {list(names)}: a choice stands there twice")
-            if shape != wanted or not np.isfinite(table).all():
+            if len(set(names)) < len(names) or not names or not set(names) <= set(known):
+                raise ValueError(f"joint scores of {names}: needed are distinct choices of the space, {sorted(known)}")
+            if any(known[name].by_filter for name in names):
                 raise ValueError(
-                    f"joint scores of {list(names)}: found shape {shape}, needed are finite numbers of {wanted}"
+                    f"joint scores of {names}: single filters decide about one of them; allowed are choices per layer "
+                    "(space.granularity=layer, space.act_granularity=layer)"
                 )
+            shape = tuple(known[name].width for name in names)
+            if _shape(table) != shape or not np.isfinite(np.asarray(table, dtype=float)).all():
+                raise ValueError(f"joint scores of {names}: found {table}, needed are finite numbers of shape {shape}")
 
     def factors(self) -> list[Factor]:
         """The joint tables."""
@@ -79,7 +92,8 @@ class Scores:
     def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
         """The nearest scores that never fall as an option gets dearer (isotonic regression along each choice).
 
-        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise.
+        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise. Joint
+        tables stay as they are: they say by how much options are worth more or less together.
         """
         fitted = {}
         for name, values in self.values.items():
@@ -92,7 +106,10 @@ class Scores:
         return Scores(fitted, self.method, self.joint)
 
     def mean(self, other: "Scores") -> "Scores":
-        """The mean of two score tables, option by option; `method` is that of the other."""
+        """The mean of two score tables, option by option; `method` is that of the other.
+
+        A joint table that only one of them has counts as zeros in the other.
+        """
 
         def half(mine: Any, its: Any) -> Any:
             if isinstance(mine, tuple):

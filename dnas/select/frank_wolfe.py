@@ -1,169 +1,159 @@
-"""BINAS' own solver, for comparison: block-coordinate Frank-Wolfe on the relaxed problem, then rounding (Nayman et al. 2022).
+"""Block-coordinate Frank-Wolfe on the relaxed selection, as in HardCoRe-NAS and BINAS (Nayman et al. 2021), for comparison.
 
-A block is a set of choices no two of which meet in a table: with the other blocks fixed, value and spending are linear in it.
-So a step is a linear program over simplices, and the exact line search takes it whole. At a vertex at most as many choices of a
-block are fractional as there are resources. What the original lacks: rounding is repaired until the limits hold.
+Every choice becomes a point of a simplex. Choices that stand in no table together form a block; values and costs are linear
+in each block, so that a step is a linear program over a product of simplices with one row per budget. A vertex of it has at
+most as many simplices with fractional entries as rows. On a function that is linear in the block an exact line search takes
+the whole step, or none where it gains nothing: the method is alternating maximisation. What it ends with is stationary, not
+proven best; it is rounded, and repaired to hold.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
+from scipy.sparse import csr_matrix
 
-from dnas.select.batch import Batch
-from dnas.select.labels import Solution
-from dnas.select.problem import Array, Problem, Table
+from dnas.select.feasible import Indices, best_of, draw, first_within, improved, lowered, repaired
+from dnas.select.problem import Problem, Solution
+from dnas.space.cost import Factor
 
-STARTS, SWEEPS = 5, 30
-FRACTION = 1e-7
-ROUNDINGS = 4096
-FORBIDDEN = 1e3
-"""What a forbidden meeting costs the relaxed problem, in ranges of the values."""
-
-
-def blocks_of(problem: Problem) -> list[list[str]]:
-    """Choices in sets that no table holds two of, first fit in the problem's order."""
-    meets: dict[str, set[str]] = {name: set() for name in problem.sizes}
-    tables = [names for names, _ in problem.values] + [names for row in problem.rows for names, _ in row.tables]
-    for names in [*tables, *(names for names, _ in problem.forbidden)]:
-        for name in names:
-            meets[name] |= set(names) - {name}
-    blocks: list[list[str]] = []
-    for name in problem.sizes:
-        for block in blocks:
-            if not meets[name] & set(block):
-                block.append(name)
-                break
-        else:
-            blocks.append([name])
-    return blocks
+Numbers = NDArray[np.float64]
+Point = dict[str, Numbers]
+STARTS, SWEEPS = 8, 100
 
 
-def _gradient(tables: Sequence[Table], x: Mapping[str, Array], block: Sequence[str]) -> tuple[dict[str, Array], float]:
-    """Derivative of the sum of tables with respect to every choice of a block, and what does not depend on the block."""
-    own = {name: np.zeros(len(x[name])) for name in block}
-    constant = 0.0
-    for names, table in tables:
-        value = table
-        inside = [name for name in names if name in own]
-        for axis in reversed(range(len(names))):
-            if names[axis] not in own:
-                value = np.tensordot(value, x[names[axis]], (axis, 0))
-        if inside:
-            own[inside[0]] += value
-        else:
-            constant += float(value)
-    return own, constant
-
-
-class _Relaxed:
-    """The relaxed problem at one point: a distribution over the options of every choice."""
+class Relaxed:
+    """A problem over a product of simplices: tables are read as expectations under independent choices."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.blocks = problem, blocks_of(problem)
-        spread = sum(float(np.ptp(table)) for _, table in problem.values) or 1.0
-        penalties: list[Table] = [
-            (names, np.where(table, -FORBIDDEN * spread, 0.0)) for names, table in problem.forbidden
-        ]
-        self.values = [*problem.values, *penalties]
+        self.problem = problem
+        self.tables = [("value", problem.values), ("forbidden", problem.forbidden)]
+        self.rows: list[tuple[str, Sequence[Factor]]] = [("row", row.factors) for row in problem.rows]
+        self.blocks = self._blocks()
 
-    def value(self, x: Mapping[str, Array]) -> float:
-        """Expected value, forbidden meetings included."""
-        return _gradient(self.values, x, ())[1]
+    def _blocks(self) -> list[tuple[str, ...]]:
+        """Greedy colouring: every choice joins the first block with none that stands in a table with it."""
+        meets: dict[str, set[str]] = {name: set() for name in self.problem.sizes}
+        for _, factors in (*self.tables, *self.rows):
+            for factor in factors:
+                for name in factor.choices:
+                    meets[name] |= set(factor.choices)
+        blocks: list[list[str]] = []
+        for name, others in meets.items():
+            free = next((block for block in blocks if not others & set(block)), None)
+            if free is None:
+                blocks.append([name])
+            else:
+                free.append(name)
+        return [tuple(block) for block in blocks]
 
-    def feasible(self, x: Mapping[str, Array]) -> bool:
-        """Whether the expected spending holds."""
-        return all(_gradient(row.tables, x, ())[1] <= row.limit * (1 + 1e-9) for row in self.problem.rows)
+    def expectation(self, factors: Sequence[Factor], point: Mapping[str, Numbers]) -> float:
+        """The expected sum of tables at a point."""
+        return float(sum(_contracted(factor, point, None) for factor in factors))
 
-    def step(self, x: dict[str, Array], block: Sequence[str]) -> int:
-        """Sets a block to its best vertex; returns how many of its choices are fractional there."""
-        gain, _ = _gradient(self.values, x, block)
-        sizes = [len(x[name]) for name in block]
-        edges = np.cumsum([0, *sizes])
-        rows, limits = [], []
+    def gradient(
+        self, factors: Sequence[Factor], point: Mapping[str, Numbers], block: Sequence[str]
+    ) -> tuple[Numbers, float]:
+        """What each option of a block's choices adds to the expected sum, side by side, and what does not depend on them."""
+        parts, rest = {name: np.zeros(self.problem.sizes[name]) for name in block}, 0.0
+        for factor in factors:
+            own = next((name for name in factor.choices if name in parts), None)
+            found = _contracted(factor, point, own)
+            if own is None:
+                rest += float(found)
+            else:
+                parts[own] = parts[own] + found
+        return np.concatenate([parts[name] for name in block]), rest
+
+    def step(self, point: Mapping[str, Numbers], block: Sequence[str]) -> Point | None:
+        """The best vertex of a block with all others as they are; None where the program has no solution."""
+        gain, _ = self.gradient(self.problem.values, point, block)
+        sizes = [self.problem.sizes[name] for name in block]
+        starts = np.cumsum([0, *sizes])
+        ones = csr_matrix((np.ones(starts[-1]), np.arange(starts[-1]), starts), shape=(len(block), starts[-1]))
+        unwanted, _ = self.gradient(self.problem.forbidden, point, block)
+        matrix, upper = [], []
         for row in self.problem.rows:
-            spend, constant = _gradient(row.tables, x, block)
-            scale = max(abs(row.limit), 1e-12)
-            rows.append(np.concatenate([spend[name] for name in block]) / scale)
-            limits.append((row.limit - constant) / scale)
-        ones = np.zeros((len(block), edges[-1]))
-        for i in range(len(block)):
-            ones[i, edges[i] : edges[i + 1]] = 1.0
+            spent, rest = self.gradient(row.factors, point, block)
+            size = max(abs(row.limit), 1e-300)
+            matrix.append(spent / size)
+            upper.append((row.limit - rest) / size)
         result = linprog(
-            -np.concatenate([gain[name] for name in block]), A_ub=np.array(rows) if rows else None,
-            b_ub=np.array(limits) + 1e-12 if rows else None, A_eq=ones, b_eq=np.ones(len(block)), bounds=(0, 1),
+            -gain,
+            A_ub=np.array(matrix) if matrix else None,
+            b_ub=np.array(upper) if matrix else None,
+            A_eq=ones,
+            b_eq=np.ones(len(block)),
+            bounds=np.column_stack([np.zeros(starts[-1]), np.where(unwanted > 1e-9, 0.0, 1.0)]),
             method="highs-ds",
-        )  # fmt: skip
+        )
         if result.x is None:
-            return 0
-        fractional = 0
-        for i, name in enumerate(block):
-            found = np.clip(result.x[edges[i] : edges[i + 1]], 0.0, 1.0)
-            x[name] = found / found.sum()
-            fractional += int((x[name] < 1 - FRACTION).all())
-        return fractional
+            return None
+        return {name: result.x[starts[i] : starts[i + 1]] for i, name in enumerate(block)}
+
+    def maximise(self, point: Point, generator: np.random.Generator, deadline: float) -> Point:
+        """Steps over the blocks in random order until a whole sweep gains nothing."""
+        value = self.expectation(self.problem.values, point)
+        for _ in range(SWEEPS):
+            before = value
+            for number in generator.permutation(len(self.blocks)):
+                found = self.step(point, self.blocks[number])
+                if found is not None:
+                    other = {**point, **found}
+                    reached = self.expectation(self.problem.values, other)
+                    if reached > value:  # the line search
+                        point, value = other, reached
+                if time.perf_counter() > deadline:
+                    return point
+            if value <= before + 1e-12 * max(abs(before), 1.0):
+                break
+        return point
 
 
-def relax(problem: Problem, start: dict[str, Array]) -> tuple[dict[str, Array], list[int]]:
-    """Steps through the blocks until no block gains.
+def _contracted(factor: Factor, point: Mapping[str, Numbers], kept: str | None) -> NDArray[np.float64]:
+    """The table's expectation over all of its choices, but one that is kept; shape () or (K,)."""
+    table, names = factor.table, factor.choices
+    if kept is not None:
+        table = np.moveaxis(table, names.index(kept), 0)
+        names = (kept, *(name for name in names if name != kept))
+    for name in reversed(names[0 if kept is None else 1 :]):
+        table = table @ point[name]
+    return table
+
+
+def solve_frank_wolfe(problem: Problem, time_limit: float = 60.0, seed: int = 0, starts: int = STARTS) -> Solution:
+    """The best architecture of several starts; its bound is infinite.
 
     Args:
         problem: the problem.
-        start: a feasible point: shape (options,) per choice.
+        time_limit: seconds.
+        seed: of the starts and of the order of the blocks.
+        starts: the cheapest architecture found and random ones that hold.
 
-    Returns:
-        the stationary point, and the number of fractional choices after every step.
+    Raises:
+        BudgetError: no first architecture within the budgets was found.
     """
-    relaxed, x = _Relaxed(problem), dict(start)
-    fractional: list[int] = []
-    last = relaxed.value(x)
-    for _ in range(SWEEPS):
-        for block in relaxed.blocks:
-            fractional.append(relaxed.step(x, block))
-        value = relaxed.value(x)
-        if value <= last + 1e-9 * max(1.0, abs(last)):
+    begun, generator = time.perf_counter(), np.random.default_rng(seed)
+    relaxed = Relaxed(problem)
+    base = first_within(problem, generator)
+    found = [base]
+    for number in range(starts):
+        if number and time.perf_counter() - begun > time_limit:
             break
-        last = value
-    return x, fractional
+        start = repaired(problem, draw(problem, generator, 1), base, generator)[0] if number else base
+        point = relaxed.maximise(_one_hot(problem, start), generator, begun + time_limit)
+        found.append(_rounded(problem, point))
+    positions = problem.position(best_of(problem, np.array(found), base))
+    return Solution(positions, problem.value(positions), float("inf"), "frank_wolfe", time.perf_counter() - begun)
 
 
-def solve_by_frank_wolfe(problem: Problem, time_limit: float = 60.0, seed: int = 0) -> Solution:
-    """The best of several starts between the cheapest options and random ones, rounded and repaired."""
-    start, batch, relaxed = time.perf_counter(), Batch(problem), _Relaxed(problem)
-    generator = np.random.default_rng(seed)
-    cheapest = {name: np.eye(size)[0] for name, size in problem.sizes.items()}
-    best: dict[str, int] | None = None
-    value = -np.inf
-    if not relaxed.feasible(cheapest):
-        first, feasible = batch.repaired(np.zeros(len(batch.sizes), dtype=np.int64))
-        if not feasible:
-            return Solution(None, -np.inf, np.inf, time.perf_counter() - start)
-        cheapest = {name: np.eye(size)[first[i]] for i, (name, size) in enumerate(problem.sizes.items())}
-    for turn in range(STARTS):
-        share, point = 1.0 if turn else 0.0, cheapest
-        toward = {name: generator.dirichlet(np.ones(size)) for name, size in problem.sizes.items()}
-        while share > 0.01:
-            mixed = {name: (1 - share) * cheapest[name] + share * toward[name] for name in cheapest}
-            if relaxed.feasible(mixed):
-                point = mixed
-                break
-            share /= 2
-        x, _ = relax(problem, dict(point))
-        for positions in _roundings(x):
-            repaired, feasible = batch.repaired(positions)
-            if feasible and float(batch.value(repaired[None])[0]) > value:
-                best, value = batch.named(repaired), float(batch.value(repaired[None])[0])
-        if time.perf_counter() - start > time_limit:
-            break
-    return Solution(best, value, np.inf, time.perf_counter() - start)
+def _one_hot(problem: Problem, indices: Indices) -> Point:
+    return {c.name: np.eye(len(c.options))[i] for c, i in zip(problem.choices, indices, strict=True)}
 
 
-def _roundings(x: Mapping[str, Array]) -> list[np.ndarray]:
-    """Every choice at its most probable option, and all roundings of the fractional ones where these are few."""
-    options = [np.flatnonzero(found > FRACTION) for found in x.values()]
-    likely = np.array([int(np.argmax(found)) for found in x.values()], dtype=np.int64)
-    if np.prod([float(len(o)) for o in options]) > ROUNDINGS:
-        return [likely]
-    return [likely, *(np.array(index, dtype=np.int64) for index in product(*options))]
+def _rounded(problem: Problem, point: Mapping[str, Numbers]) -> Indices:
+    """The most probable options, lowered until they hold, then improved move by move."""
+    indices = lowered(problem, np.array([int(np.argmax(point[c.name])) for c in problem.choices], dtype=np.int64))
+    return improved(problem, indices) if problem.holds(problem.position(indices)) else indices

@@ -1,128 +1,159 @@
-"""The selection as tables over small sets of choices: what is maximised, what is bounded, what must not meet."""
+"""The selection as data: value tables to maximise, cost rows under budgets, and options that must not meet.
+
+Every solver of this package takes a `Problem` and returns a `Solution`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dnas.select.program import illegal_pairs, searched_factor
-from dnas.space.choice import Space
+from dnas.search.budget import BudgetError
+from dnas.search.scores import Scores
+from dnas.space.choice import Choice, Space
 from dnas.space.cost import Cost, Factor
-
-Array = NDArray[np.float64]
-Table = tuple[tuple[str, ...], Array]
-"""Choices, and one entry per joint option of theirs."""
-
-LARGEST = 300_000
-"""Entries of a table that forbids."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An additive resource: its tables must sum to no more than the limit."""
+    """One upper bound: factors that add up to at most `limit`. name: of the cost; a maximum has several rows."""
 
-    tables: tuple[Table, ...]
+    name: str
+    factors: tuple[Factor, ...]
     limit: float
+
+    @cached_property
+    def is_integral(self) -> bool:
+        """Whether every entry is an integer, so that sums are exact in any order."""
+        return all(bool((factor.table == np.round(factor.table)).all()) for factor in self.factors)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A selection problem over the searched choices of a space.
+class Solution:
+    """What a solver found.
 
-    sizes: options per choice, in an order in which layers follow each other. values: tables that are added up and
-    maximised, and `constant` on top. rows: resources. forbidden: tables that are true where options must not meet.
+    positions: the option (by index) of every choice; everything holds for them. value: their total value.
+    bound: no positions that hold have a larger value; infinite where the method has none. seconds: wall time.
     """
 
-    sizes: Mapping[str, int]
-    values: tuple[Table, ...]
-    constant: float
-    rows: tuple[Row, ...]
-    forbidden: tuple[tuple[tuple[str, ...], NDArray[np.bool_]], ...] = ()
+    positions: Mapping[str, int]
+    value: float
+    bound: float
+    method: str
+    seconds: float
 
-    def value(self, positions: Mapping[str, int]) -> float:
-        """What positions are worth."""
-        return self.constant + sum(_at(table, positions) for table in self.values)
+    @property
+    def gap(self) -> float:
+        """bound - value, never negative; infinite where there is no bound."""
+        return max(self.bound - self.value, 0.0)
 
-    def holds(self, positions: Mapping[str, int]) -> bool:
-        """Whether positions keep all limits and nothing forbidden meets."""
-        return all(sum(_at(t, positions) for t in row.tables) <= row.limit for row in self.rows) and not any(
-            table[tuple(positions[name] for name in names)] for names, table in self.forbidden
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Maximise the sum of `values` over one option per choice, every cost within its limit, nothing forbidden.
+
+    choices: whose decision is one per layer. values: tables over one or several choices. costs: each the largest of its
+    rows. limits: by cost name. forbidden: tables that are 1 where options must not meet, else 0.
+    """
+
+    choices: tuple[Choice, ...]
+    values: tuple[Factor, ...]
+    costs: tuple[Cost, ...] = ()
+    limits: Mapping[str, float] | None = None
+    forbidden: tuple[Factor, ...] = ()
+
+    @staticmethod
+    def of(
+        space: Space, scores: Scores, costs: Sequence[Cost] = (), limits: Mapping[str, float] | None = None
+    ) -> "Problem":
+        """The problem of a space where no single filters decide.
+
+        Args:
+            space: the space; its legal pairs become forbidden tables.
+            scores: unary and joint values.
+            costs: those that have a budget.
+            limits: by cost name, in absolute units.
+        """
+        values = [Factor((c.name,), np.array(scores.values[c.name], dtype=np.float64)) for c in space.choices]
+        values += [Factor(names, np.array(table, dtype=np.float64)) for names, table in scores.joint]
+        return Problem(space.choices, tuple(values), tuple(costs), dict(limits or {}), tuple(illegal_pairs(space)))
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """How many options every choice has."""
+        return {choice.name: len(choice.options) for choice in self.choices}
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of every cost, constants moved to the limit."""
+        limits = self.limits or {}
+        return tuple(
+            Row(cost.name, factors, limits[cost.name] - constant)
+            for cost in self.costs
+            for factors, constant in zip(cost.rows, cost.constants, strict=True)
         )
 
+    def value(self, positions: Mapping[str, int]) -> float:
+        """The total value of one option (by index) per choice."""
+        return float(sum(factor.at(positions) for factor in self.values))
 
-def _at(table: Table, positions: Mapping[str, int]) -> float:
-    names, entries = table
-    return float(entries[tuple(positions[name] for name in names)])
+    def holds(self, positions: Mapping[str, int]) -> bool:
+        """Whether nothing forbidden meets and every cost, read exactly from its tables, is within its limit."""
+        limits = self.limits or {}
+        return not any(factor.at(positions) for factor in self.forbidden) and all(
+            cost.at(positions) <= limits[cost.name] for cost in self.costs
+        )
 
+    @cached_property
+    def _column(self) -> dict[str, int]:
+        return {choice.name: i for i, choice in enumerate(self.choices)}
 
-def build_problem(
-    space: Space,
-    values: Mapping[str, Sequence[float]],
-    joint: Sequence[Factor],
-    costs: Sequence[Cost],
-    limits: Mapping[str, float],
-) -> Problem:
-    """The problem of one selection.
+    def _read(self, factors: Sequence[Factor], indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        total = np.zeros(len(indices))
+        for factor in factors:
+            total += factor.table[tuple(indices[:, self._column[name]] for name in factor.choices)]
+        return total
 
-    Args:
-        space: the space.
-        values: of every choice's options.
-        joint: tables that add to the values.
-        costs: the costs that have a budget.
-        limits: by cost name.
-    """
-    sizes = {name: len(space.choice(name).options) for name in layer_order(space)}
-    tables: list[Table] = [((name,), np.asarray(values[name], dtype=float)) for name in sizes]
-    constant = sum(values[choice.name][0] for choice in space.choices if not choice.searched)
-    for factor in joint:
-        names, table = searched_factor(space, factor)
-        if names:
-            tables.append((names, table))
-        else:
-            constant += float(table)
-    rows, forbidden = [], [(names, table > 0) for names, table in illegal_pairs(space)]
-    for cost in costs:
-        for factors, base in zip(cost.rows, cost.constants, strict=True):
-            own = merged([searched_factor(space, factor) for factor in factors])
-            fixed = base + sum(float(table) for names, table in own if not names)
-            own = [(names, table) for names, table in own if names]
-            limit = limits[cost.name] - fixed
-            union = [name for name in sizes if any(name in names for names, _ in own)]
-            if len(cost.rows) > 1 and np.prod([float(sizes[n]) for n in union]) <= LARGEST:
-                total = sum((spread(t, union, sizes) for t in own), np.zeros([sizes[n] for n in union]))
-                if (total > limit).any():
-                    forbidden.append((tuple(union), total > limit))
-            else:
-                rows.append(Row(tuple(own), limit))
-    return Problem(sizes, tuple(tables), constant, tuple(rows), tuple(forbidden))
+    def total_values(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Total values of many architectures at once, shape (n,); indices: options by column of `choices`, (n, choices)."""
+        return self._read(self.values, indices)
+
+    def violations(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """By how much many architectures miss their budgets, as shares of them, and pairs that must not meet; shape (n,).
+
+        0 where everything holds up to rounding: a single architecture is tested exactly by `holds`.
+        """
+        total = self._read(self.forbidden, indices)
+        for row in self.rows:
+            total += np.maximum(self._read(row.factors, indices) / max(row.limit, 1e-300) - 1.0, 0.0)
+        return total
+
+    def position(self, indices: NDArray[np.int64]) -> dict[str, int]:
+        """One architecture's row of indices by name of the choice."""
+        return {choice.name: int(i) for choice, i in zip(self.choices, indices, strict=True)}
 
 
-def merged(tables: Sequence[Table]) -> list[Table]:
-    """Tables over the same choices as one."""
-    found: dict[tuple[str, ...], Array] = {}
-    for names, table in tables:
-        found[names] = found[names] + table if names in found else table
-    return list(found.items())
+def illegal_pairs(space: Space) -> list[Factor]:
+    """For every layer the table that is 1 where its (weight, activation) pair is illegal on the target."""
+    tables = []
+    for layer in space.layers if space.pairs is not None else ():
+        weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
+        if weight.name == act.name:
+            continue  # a joint choice has legal pairs alone
+        illegal = np.array([[float((w, a) not in (space.pairs or ())) for a in act.options] for w in weight.options])
+        if illegal.any() and (weight.searched or act.searched):
+            tables.append(Factor((weight.name, act.name), illegal))
+    return tables
 
 
-def spread(table: tuple[tuple[str, ...], NDArray[np.generic]], over: Sequence[str], sizes: Mapping[str, int]) -> Array:
-    """A table with one axis for each of these choices, of length 1 where it does not depend on it."""
-    names, entries = table
-    order = sorted(range(len(names)), key=lambda i: over.index(names[i]))
-    moved = np.transpose(entries, order)
-    found: Array = moved.reshape([sizes[name] if name in names else 1 for name in over])
-    return found
-
-
-def layer_order(space: Space) -> list[str]:
-    """The searched choices in the order in which the layers that they decide about run."""
-    names: list[str] = []
-    for layer in space.layers:
-        names += [gate.choice for gate in space.gates_of(layer.name)]
-        names += [space.groups[group].choice for group in layer.inputs.counts]
-        names += [layer.act_choice]
-        names += [space.groups[group].choice for group in layer.outputs.counts]
-        names += [*([layer.kernel_choice] if layer.kernel_choice else []), layer.weight_choice]
-    names += [choice.name for choice in space.choices]
-    return [name for name in dict.fromkeys(names) if space.choice(name).searched]
+def unmet(problem: Problem, proven: bool) -> BudgetError:
+    """The error of a problem without a solution."""
+    budgets = f"the budgets {dict(problem.limits or {})} together with the target's legal pairs"
+    if proven:
+        return BudgetError(f"no architecture meets {budgets}, proven; raise one of them")
+    return BudgetError(
+        f"no architecture was found in time to meet {budgets}; raise one of them, or give the selection more time "
+        "(select.time_limit)"
+    )

@@ -3,6 +3,10 @@
 Binary x[c, o]: choice c takes option o. For every set of choices that enters a cost table together, continuous y over
 its joint options whose marginals are x. At a vertex with x one-hot, y is one-hot too, so each row is the exact cost.
 (`bilinear-estimator.md`, formulation F: its bound is that of the Lagrangian dual on a chain.)
+
+Conditional form (formulation R): a cost table that is a product of two vectors, left over some of its choices and right
+over the others, needs no joint options of both. Continuous z[v] is `left` where the right side takes v, else 0: the z add
+up to the expectation of `left` and lie between its extremes times x[v]. Far smaller, with a weaker bound.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_matrix
 
+from dnas.select.problem import illegal_pairs
+from dnas.select.rank_one import split_rank_one
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, Factor
 
@@ -49,7 +55,12 @@ class Program:
     """Columns and rows of the program for one space, costs and legal pairs."""
 
     def __init__(
-        self, space: Space, costs: Iterable[Cost], illegal: Iterable[Factor] | None = None, joint: Iterable[Factor] = ()
+        self,
+        space: Space,
+        costs: Iterable[Cost],
+        illegal: Iterable[Factor] | None = None,
+        joint: Iterable[Factor] = (),
+        conditional: bool = False,
     ) -> None:
         """Lays out the variables.
 
@@ -58,6 +69,7 @@ class Program:
             costs: the costs that have a budget.
             illegal: tables that are 1 where options must not meet; by default those of the space's legal pairs.
             joint: tables over the joint options of several choices that are added to every objective.
+            conditional: cost tables of rank one in conditional form.
         """
         self.space = space
         self.first: dict[str, int] = {}
@@ -74,20 +86,47 @@ class Program:
         self._factors = [
             [[searched_factor(space, factor) for factor in row] for row in cost.rows] for cost in self.costs
         ]
-        pairs = (
-            illegal_pairs(space) if illegal is None else [searched_factor(space, t) for t in illegal if t.table.any()]
-        )
+        tables = illegal_pairs(space) if illegal is None else [table for table in illegal if table.table.any()]
+        pairs = [searched_factor(space, table) for table in tables]
         self._joint = [searched_factor(space, factor) for factor in joint]
-        sets = {names for cost in self._factors for row in cost for names, _ in row if len(names) > 1}
+        self._conditional: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        entries = [(names, table) for cost in self._factors for row in cost for names, table in row if len(names) > 1]
+        splits = {id(table): split_rank_one(names, table) for names, table in entries} if conditional else {}
+        sets = {names for names, table in entries if splits.get(id(table)) is None}
+        for split in splits.values():
+            sets |= {names for names in (split.left_names, split.right_names) if len(names) > 1} if split else set()
         sets |= {names for names, _ in self._joint if len(names) > 1}
         sets |= {names for names, _ in pairs if len(names) > 1}
         self._blocks: list[_Block] = []
         for names in sorted(sets, key=lambda names: (-len(names), names)):
             if not any(set(names) <= set(block.choices) for block in self._blocks):
                 self._add_block(names)
-        for names, illegal in pairs:
-            columns, values = self._express(names, illegal)
+        for names, unwanted in pairs:
+            columns, values = self._express(names, unwanted)
             self._rows.append((columns[values > 0], values[values > 0], 0.0, 0.0))
+        for _, table in entries:
+            split = splits.get(id(table))
+            if split is not None:
+                left = self._express(split.left_names, split.left)
+                right = self._express(split.right_names, split.right)
+                self._conditional[id(table)] = self._add_conditional(left, right, float(split.left.min()))
+
+    def _add_conditional(
+        self,
+        left: tuple[NDArray[np.int64], NDArray[np.float64]],
+        right: tuple[NDArray[np.int64], NDArray[np.float64]],
+        least: float,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Variables z, one per joint option of the right side, and the coefficients with which they add up to the table."""
+        options, worth = right
+        columns = self.size + np.arange(options.size)
+        self.size += options.size
+        values = np.append(np.ones(options.size), -left[1])
+        self._rows.append((np.append(columns, left[0]), values, 0.0, 0.0))
+        for column, option in zip(columns, options, strict=True):
+            self._rows.append((np.array([column, option]), np.array([1.0, -1.0]), -np.inf, 0.0))
+            self._rows.append((np.array([column, option]), np.array([1.0, -least]), 0.0, np.inf))
+        return columns, worth
 
     def _add_block(self, names: tuple[str, ...]) -> None:
         shape = tuple(len(self.space.choice(name).options) for name in names)
@@ -119,7 +158,7 @@ class Program:
                     if not names:
                         constant += float(table)
                         continue
-                    found = self._express(names, table)
+                    found = self._conditional.get(id(table)) or self._express(names, table)
                     columns.append(found[0])
                     values.append(found[1])
                 limit = limits[cost.name]
@@ -153,20 +192,6 @@ class Program:
         for name, start in self.first.items():
             found[name] = int(np.argmax(solution[start : start + len(self.space.choice(name).options)]))
         return found
-
-
-def illegal_pairs(space: Space) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
-    """For every layer the table that is 1 where its (weight, activation) pair is illegal."""
-    tables = []
-    for layer in space.layers if space.pairs is not None else ():
-        weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
-        if weight.name == act.name:
-            continue  # a joint choice has legal pairs alone
-        illegal = [[float((w, a) not in (space.pairs or ())) for a in act.options] for w in weight.options]
-        table = Factor((weight.name, act.name), np.array(illegal))
-        if table.table.any() and (weight.searched or act.searched):
-            tables.append(searched_factor(space, table))
-    return tables
 
 
 def enumerate_positions(space: Space) -> Iterable[dict[str, int]]:

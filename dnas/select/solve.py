@@ -42,9 +42,10 @@ def solve(
         if result.x is None and result.status not in (1, 2):  # neither out of time nor infeasible
             raise RuntimeError(f"HiGHS failed on the selection: {result.message}")
         if result.x is None:
+            found = "was found in time to meet" if result.status == 1 else "meets"
             raise BudgetError(
-                f"no architecture meets the budgets {dict(limits)} together with the target's legal pairs "
-                f"(HiGHS: {result.message}); raise one of them, or give the search more time (select.time_limit)"
+                f"no architecture {found} the budgets {dict(limits)} together with the target's legal pairs "
+                f"(HiGHS: {result.message}); raise one of them, or give the selection more time (select.time_limit)"
             )
         if bound == -float("inf"):  # of the limits as they are: those of tightened ones would bound less
             dual = result.mip_dual_bound

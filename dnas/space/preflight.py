@@ -76,6 +76,28 @@ def _descended(space: Space, cost: Cost, position: dict[str, Position], take: Ca
             return value
 
 
+def heaviest_choice(space: Space, cost: Cost) -> tuple[str, float] | None:
+    """The choice that enters most of the smallest architecture's cost, and that share: a cheaper option there frees most.
+
+    Of choices of filters only those with several options: the others are the network's inputs and outputs. None where
+    single filters decide, whose cost has no tables.
+    """
+    if cost.filters is not None:
+        return None
+    position = {choice.name: 0 for choice in space.choices}
+    totals = [
+        constant + sum(factor.at(position) for factor in row)
+        for row, constant in zip(cost.rows, cost.constants, strict=True)
+    ]
+    largest = max(range(len(totals)), key=totals.__getitem__)
+    shares = {choice.name: 0.0 for choice in space.choices if choice.searched or choice.kind != "filters"}
+    for factor in cost.rows[largest]:
+        for name in set(factor.choices) & set(shares):
+            shares[name] += factor.at(position) / max(totals[largest], 1e-300)
+    most = max(shares.items(), key=lambda pair: pair[1], default=("", 0.0))
+    return most if most[1] > 0 else None
+
+
 def memory_estimate_mb(space: Space, model: nn.Module, batch_size: int) -> float:
     """Memory of one search step beyond that of the imports, in MB: an estimate.
 

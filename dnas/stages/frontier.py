@@ -4,8 +4,9 @@ import json
 import time
 
 from dnas.report.estimator import frontier_picture
+from dnas.search.budget import Budget
 from dnas.search.scores import Scores
-from dnas.select.pareto import frontier as select_frontier
+from dnas.select.pareto_front import frontier as select_frontier
 from dnas.space.cost import reference_cost
 from dnas.stages.context import Run
 
@@ -20,7 +21,9 @@ def frontier(run: Run) -> None:
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
     name = next(iter(run.budget.caps))
     config = run.config.select
-    found = select_frontier(scores, run.space, run.budget, config.points, config.time_limit, config.solver)
+    others = {cost: cap for cost, cap in run.budget.caps.items() if cost != name}
+    budget = Budget(functions=run.functions, **others) if others else None
+    found = select_frontier(scores, run.space, name, config.points, budget, config.time_limit, run.functions)
     reference = reference_cost(run.space, name, functions=run.functions)
     points = []
     for architecture in found:

@@ -63,9 +63,8 @@ def preflight(run: Run) -> None:
     budget = run.budget
     budget.check(space)
     nothing = Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
-    select(
-        nothing, space, budget, config.select.time_limit
-    )  # all budgets and legal pairs together, before any training
+    # all budgets and legal pairs together, before any training; and whether the solver is there
+    select(nothing, space, budget, config.select.time_limit, config.select.solver)
     description = describe_space(model, space, (run.images("weights", 2),), budget, config.export.formats)  # type: ignore[arg-type]
     memory = memory_estimate_mb(space, model, config.search.batch_size)
     run.console.print(description)

@@ -17,9 +17,8 @@ def select(run: Run) -> None:
     """Selects the architecture and compares it, in the supernet, with the relaxed one and with the argmax."""
     supernet = run.supernet()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
-    selected = select_architecture(
-        scores, run.space, run.budget, run.config.select.time_limit, run.config.select.solver
-    )
+    given = run.config.select
+    selected = select_architecture(scores, run.space, run.budget, given.time_limit, given.solver)
     certificate = selected.certificate
     assert certificate is not None
     # the solver's wall time stands in select.json: the architecture is the same file whenever it is selected
