@@ -1,12 +1,11 @@
 """What the parts of the search are worth: `python benchmarks/cifar10_ablation.py /path/to/cifar10.zip` trains what is missing.
 
 The search of the Pareto benchmark with one thing changed, at the cost of uniform W2A2, retrained by the same recipe; one seed
-to screen, more by --seeds. Rows have the role `ablation` and the change's name as `variant`; they are compared on the 5,000
-validation images with the unchanged search of the same seed.
+to screen, more by --seeds. Rows stand among those of the Pareto benchmark with the role `ablation` and the change as `search`;
+they are compared on the 5,000 validation images with the unchanged search of the same seed.
 """
 
 import argparse
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -15,10 +14,9 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from cifar10_pareto import BUDGETS, HERE
+from cifar10_pareto import BUDGETS, HERE, restore, write
 from pareto_runs import Job, Setting, search, train
 
-RESULT = HERE / "results" / "cifar10_ablation.json"
 BUDGET = "w2a2"
 CHANGES: dict[str, tuple[str, ...]] = {
     "one round": ("search.rounds=1",),
@@ -36,7 +34,6 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "score function": (
         "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
     ),
-    "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]", "search.pool=800"),
     "binas without sandwich": (
         "search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]", "search.pool=800",
         "search.sandwich=false",
@@ -55,7 +52,7 @@ def run(setting: Setting, name: str, seed: int) -> dict[str, object]:
     changed = replace(setting, overrides=CHANGES[name])
     search(changed, variant(name), BUDGET, BUDGETS[BUDGET], seed)
     job = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", variant(name), seed, seed)
-    return {**train(setting, job), "variant": name}
+    return train(setting, job)
 
 
 def main() -> None:
@@ -68,20 +65,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
-    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
-    done = {(row["variant"], row["search_seed"]) for row in rows}
+    restore(setting)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        waiting = [
-            pool.submit(run, setting, name, seed)
-            for seed in given.seeds
-            for name in given.changes
-            if (name, seed) not in done
-        ]
+        waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in given.changes]
         for finished in as_completed(waiting):
             row = finished.result()
-            rows.append(row)
-            print(row["variant"], row["search_seed"], row["validation_accuracy"], row["accuracy"], flush=True)
-            RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(row["search"], row["search_seed"], row["validation_accuracy"], row["accuracy"], flush=True)
+            write(setting)
 
 
 if __name__ == "__main__":

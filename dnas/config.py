@@ -19,6 +19,7 @@ from dnas.search.training import SearchConfig, check_relaxation
 from dnas.select.solvers import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
+from dnas.space.granularity import Filters
 from dnas.space.latency import LATENCY, MeasureConfig
 from dnas.space.target import Target
 
@@ -70,6 +71,11 @@ class SpaceConfig:
     kernels: tuple[int, ...] = ()
     min_depth: int | None = None
     branches: tuple[str, ...] = ()
+
+    @property
+    def filter_shares(self) -> Filters:
+        """Shares of filters as `build_space` takes them."""
+        return {"*": self.filters, **self.filters_by_layer} if self.filters_by_layer else self.filters
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:

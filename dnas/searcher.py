@@ -109,26 +109,42 @@ def _binas(
     seed: int,
 ) -> tuple[Scores, list[dict[str, float]]]:
     """One-shot training, the pool (kept beside the checkpoint) and the estimator's scores."""
-    space, band, cost = supernet.space, None, None
-    if config.band is not None:
-        name = next(iter(budget.caps))
-        cost, full = build_cost(space, name, budget.functions), reference_cost(space, name, functions=budget.functions)
-        band = config.band[0] * full, config.band[1] * full
-    sampler = Sampler(space, derived_seed(seed, "paths"), cost, band)
+    space = supernet.space
+    sampler, pooled, judged = (
+        path_sampler(space, budget, config, derived_seed(seed, name)) for name in ("paths", "pool", "judged")
+    )
     training = OneShotTraining(supernet, sampler, sets[0], sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
     supernet.eval()
     torch.manual_seed(derived_seed(seed, "pool"))
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
-    judged = Sampler(space, derived_seed(seed, "pool"), cost, band)
     files = [None if checkpoint is None else checkpoint.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
-    average(supernet, Sampler(space, derived_seed(seed, "judged"), cost, band), held_back, config.judged, files[1])
-    pool = collect(supernet, judged, held_back, round(config.pool * (1 - config.recentred)), files[0])
+    average(supernet, judged, held_back, config.judged, files[1])
+    pool = collect(supernet, pooled, held_back, round(config.pool * (1 - config.recentred)), files[0])
     if config.recentred:
         middles = promising(fit_effects(space, pool).scores(space), space, budget, config.band)
         around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred"))
         pool = collect(supernet, around, held_back, config.pool, files[0], pool)
     return fit_effects(space, pool, config.neighbours).scores(space), history
+
+
+def path_sampler(space: Space, budget: Budget, config: SearchConfig, seed: int) -> Sampler:
+    """Draws the sub-networks of `search=binas`, within `config.band` of the first budget's cost.
+
+    Raises:
+        ValueError: a band out of reach, or a space in which single filters decide.
+    """
+    if any(choice.by_filter for choice in space.searched()):
+        raise ValueError(
+            "search.searcher=binas draws one option per layer, but single filters decide in this space; leave "
+            "space.granularity and space.act_granularity at layer, or use search=neighbourhood"
+        )
+    if config.band is None:
+        return Sampler(space, seed)
+    name = next(iter(budget.caps))
+    full = reference_cost(space, name, functions=budget.functions)
+    low, high = config.band
+    return Sampler(space, seed, build_cost(space, name, budget.functions), (low * full, high * full))
 
 
 def promising(

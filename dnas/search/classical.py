@@ -4,14 +4,11 @@ ACC = E[Acc] + sum_s (E[Acc | d_s] - E[Acc]) + sum over the blocks b that run of
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dnas.search.effects import gates_by_choice
 from dnas.search.pool import Pool
 from dnas.search.scores import Scores, nested
 from dnas.space.choice import Space
-
-Array = NDArray[np.float64]
 
 
 def conditional_means(space: Space, pool: Pool) -> tuple[float, Scores]:
@@ -48,14 +45,3 @@ def conditional_means(space: Space, pool: Pool) -> tuple[float, Scores]:
             table = table[..., None] * (np.arange(len(space.choice(name).options)) >= least)
         joint.append((names, nested(table.tolist())))
     return mean, Scores(values, "conditional means", tuple(joint))
-
-
-def total(space: Space, scores: Scores, positions: NDArray[np.int64]) -> Array:
-    """The sum of scores at positions of shape (n, choices); shape (n,)."""
-    column = {choice.name: i for i, choice in enumerate(space.choices)}
-    found = np.zeros(len(positions))
-    for choice in space.choices:
-        found += np.asarray(scores.values[choice.name])[positions[:, column[choice.name]]]
-    for factor in scores.factors():
-        found += factor.table[tuple(positions[:, column[name]] for name in factor.choices)]
-    return found

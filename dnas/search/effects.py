@@ -131,7 +131,8 @@ class Estimator:
     """Expected accuracy (%) of any architecture of a space.
 
     intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
-    error (of the posterior under the ridge's prior). noise: variance of a record that its images explain; misfit: the rest
+    error (of the posterior under the ridge's prior, at the one strength that was chosen: those of joint effects are too small
+    where these are weak). noise: variance of a record that its images explain; misfit: the rest
     of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint effects.
     """
 

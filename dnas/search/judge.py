@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from dnas.search.effects import LEAST, Estimator, fit_effects, summary
 from dnas.search.pool import Pool
@@ -79,7 +80,7 @@ def findings(space: Space, estimator: Estimator) -> list[str]:
     """For every kind of choice a plain sentence: where one more option pays most, if that is more than chance.
 
     What is compared are the slopes of the effects over a choice's options, by the part of the network that the choice is in;
-    two differ if they are further apart than two standard errors of their difference.
+    two differ if they are further apart than chance alone would put any two of all parts in one case of twenty (Bonferroni).
     """
     slopes: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for entry in summary(space, estimator):
@@ -115,8 +116,9 @@ def _sentence(kind: str, means: dict[str, tuple[float, float]]) -> str:
     if len(order) == 1:
         return f"{name.capitalize()}: {slope:+.2f} +- {error:.2f} points {unit} in {best}."
     other, spread = means[least]
-    if slope - other < 2 * (error**2 + spread**2) ** 0.5:
-        return f"{name.capitalize()}: no part of the network differs from another by more than two standard errors."
+    pairs = len(order) * (len(order) - 1) / 2
+    if slope - other < float(norm.isf(0.025 / pairs)) * (error**2 + spread**2) ** 0.5:
+        return f"{name.capitalize()}: no part of the network differs from another by more than chance."
     return (
         f"{name.capitalize()} pay most in {best}: {slope:+.2f} +- {error:.2f} points {unit}; least in {least}: "
         f"{other:+.2f} +- {spread:.2f}."

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dnas.engine import Batch
@@ -19,42 +18,50 @@ from quant.files import write_atomically
 
 SAVED = 100
 """Records between two writes of a pool's file."""
+Record = tuple[list[int], float, int, int]
+"""Positions, accuracy in %, number of the batch, images."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Records of sub-networks, each judged on one batch of held-back images.
+    """Records of sub-networks, each judged on held-back images.
 
-    choices: names, those of all choices of the space. positions: shape (n, choices). accuracy: in %, loss: mean
-    cross-entropy, batch: number of the batch, images: how many it holds; shape (n,) each.
+    choices: names, those of all choices of the space. positions: shape (n, choices). accuracy: in %, batch: number of the
+    batch, images: how many; shape (n,) each.
     """
 
     choices: tuple[str, ...]
     positions: NDArray[np.int64]
     accuracy: NDArray[np.float64]
-    loss: NDArray[np.float64]
     batch: NDArray[np.int64]
     images: NDArray[np.int64]
+
+    @staticmethod
+    def of(space: Space, records: Sequence[Record]) -> "Pool":
+        """A pool of these records."""
+        positions, accuracy, batch, images = ([record[i] for record in records] for i in range(4))
+        names = tuple(choice.name for choice in space.choices)
+        return Pool(
+            names, np.asarray(positions, dtype=np.int64).reshape(-1, len(names)), np.asarray(accuracy, dtype=np.float64),
+            np.asarray(batch, dtype=np.int64), np.asarray(images, dtype=np.int64),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.accuracy)
 
-    def take(self, rows: NDArray[np.int64] | slice) -> "Pool":
+    def take(self, rows: slice) -> "Pool":
         """These records."""
-        return Pool(
-            self.choices,
-            self.positions[rows],
-            self.accuracy[rows],
-            self.loss[rows],
-            self.batch[rows],
-            self.images[rows],
-        )
+        return Pool(self.choices, self.positions[rows], self.accuracy[rows], self.batch[rows], self.images[rows])
+
+    def records(self) -> list[Record]:
+        """The records one by one."""
+        columns = (self.positions, self.accuracy, self.batch, self.images)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
-        names = ("positions", "accuracy", "loss", "batch", "images")
-        content = {name: getattr(self, name).tolist() for name in names}
-        return json.dumps({"type": "dnas.Pool", "version": 1, "choices": list(self.choices), **content})
+        content = {"type": "dnas.Pool", "version": 1, "choices": list(self.choices)}
+        return json.dumps({**content, "records": self.records()})
 
     @staticmethod
     def from_json(text: str, space: Space) -> "Pool":
@@ -64,29 +71,23 @@ class Pool:
             ValueError: another type or version, or a pool of another space.
         """
         content = read_typed(text, "dnas.Pool", 1)
-        names = tuple(choice.name for choice in space.choices)
-        if tuple(content["choices"]) != names:
+        if content["choices"] != [choice.name for choice in space.choices]:
             raise ValueError("this pool is of another space; run stage=search again in a new folder")
-        return Pool(
-            names, np.asarray(content["positions"], dtype=np.int64).reshape(-1, len(names)),
-            np.asarray(content["accuracy"], dtype=np.float64), np.asarray(content["loss"], dtype=np.float64),
-            np.asarray(content["batch"], dtype=np.int64), np.asarray(content["images"], dtype=np.int64),
-        )  # fmt: skip
+        return Pool.of(space, content["records"])
 
 
 @torch.no_grad()
-def judge(supernet: Supernet, positions: NDArray[np.int64], batch: Batch) -> tuple[float, float]:
-    """(accuracy in %, mean cross-entropy) of a sub-network on one batch, which its batch norms take their statistics from."""
+def one_shot_accuracy(supernet: Supernet, positions: NDArray[np.int64], batch: Batch) -> float:
+    """Accuracy (%) of a sub-network on one batch, which its batch norms take their statistics from."""
     names = [choice.name for choice in supernet.space.choices]
     x, y = batch
     with supernet.taking(dict(zip(names, positions.tolist(), strict=True))), batch_statistics(supernet):
-        logits = supernet(x)
-    return 100.0 * float((logits.argmax(1) == y).double().mean()), float(F.cross_entropy(logits, y))
+        return 100.0 * float((supernet(x).argmax(1) == y).double().mean())
 
 
 def collect(
     supernet: Supernet,
-    sampler: Draws,
+    draws: Draws,
     batches: Sequence[Batch],
     count: int,
     file: Path | None = None,
@@ -96,65 +97,44 @@ def collect(
 
     Args:
         supernet: trained; left as it was.
-        sampler: draws the sub-networks; not those that it was trained on.
+        draws: the sub-networks; not those that it was trained on.
         batches: held-back images.
         count: records.
         file: where the pool is kept as it grows; what is there already is not done again.
         known: the first records.
     """
-    names = tuple(choice.name for choice in supernet.space.choices)
-    rows: list[tuple[list[int], float, float, int, int]] = []
-    old = known
+    space = supernet.space
     if file is not None and file.exists():
-        old = Pool.from_json(file.read_text(encoding="utf-8"), supernet.space)
-    if old is not None:
-        rows = list(
-            zip(
-                old.positions.tolist(), old.accuracy.tolist(), old.loss.tolist(), old.batch.tolist(),
-                old.images.tolist(), strict=True,
-            )
-        )  # fmt: skip
-    pool = _pool(names, rows)
-    for number in range(len(rows), count):
+        known = Pool.from_json(file.read_text(encoding="utf-8"), space)
+    records = known.records() if known else []
+    for number in range(len(records), count):
         which = number % len(batches)
-        positions = sampler.positions(number)
-        accuracy, loss = judge(supernet, positions, batches[which])
-        rows.append((positions.tolist(), accuracy, loss, which, len(batches[which][1])))
-        if len(rows) == count or len(rows) % SAVED == 0:
-            pool = _pool(names, rows)
-            if file is not None:
-                write_atomically(file, pool.to_json())
-    return pool.take(slice(count))
+        positions = draws.positions(number)
+        accuracy = one_shot_accuracy(supernet, positions, batches[which])
+        records.append((positions.tolist(), accuracy, which, len(batches[which][1])))
+        if file is not None and (len(records) == count or len(records) % SAVED == 0):
+            write_atomically(file, Pool.of(space, records).to_json())
+    return Pool.of(space, records[:count])
 
 
-def average(supernet: Supernet, sampler: Draws, batches: Sequence[Batch], count: int, file: Path | None = None) -> Pool:
+def average(supernet: Supernet, draws: Draws, batches: Sequence[Batch], count: int, file: Path | None = None) -> Pool:
     """Judges random sub-networks, each on all batches: few records with little noise, to judge an estimator by.
 
     Args:
         supernet: trained; left as it was.
-        sampler: draws the sub-networks.
+        draws: the sub-networks.
         batches: held-back images.
         count: records.
         file: where they are kept; what is there already is not done again.
     """
     if file is not None and file.exists():
         return Pool.from_json(file.read_text(encoding="utf-8"), supernet.space)
-    rows: list[tuple[list[int], float, float, int, int]] = []
-    sizes = [len(y) for _, y in batches]
+    sizes, records = [len(y) for _, y in batches], []
     for number in range(count):
-        positions = sampler.positions(number)
-        found = np.array([judge(supernet, positions, batch) for batch in batches])
-        accuracy, loss = np.average(found, axis=0, weights=sizes)
-        rows.append((positions.tolist(), float(accuracy), float(loss), 0, sum(sizes)))
-    pool = _pool(tuple(choice.name for choice in supernet.space.choices), rows)
+        positions = draws.positions(number)
+        found = [one_shot_accuracy(supernet, positions, batch) for batch in batches]
+        records.append((positions.tolist(), float(np.average(found, weights=sizes)), 0, sum(sizes)))
+    pool = Pool.of(supernet.space, records)
     if file is not None:
         write_atomically(file, pool.to_json())
     return pool
-
-
-def _pool(names: tuple[str, ...], rows: Sequence[tuple[list[int], float, float, int, int]]) -> Pool:
-    columns: list[Sequence[object]] = [[row[i] for row in rows] for i in range(5)]
-    return Pool(
-        names, np.asarray(columns[0], dtype=np.int64).reshape(len(rows), len(names)), np.asarray(columns[1], dtype=float),
-        np.asarray(columns[2], dtype=float), np.asarray(columns[3], dtype=np.int64), np.asarray(columns[4], dtype=np.int64),
-    )  # fmt: skip

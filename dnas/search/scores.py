@@ -9,7 +9,6 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from dnas.space.choice import Choice, Space, read_typed
-from dnas.space.cost import Factor
 
 
 def no_scores(choice: Choice) -> tuple[Any, ...]:
@@ -84,10 +83,6 @@ class Scores:
             shape = tuple(known[name].width for name in names)
             if _shape(table) != shape or not np.isfinite(np.asarray(table, dtype=float)).all():
                 raise ValueError(f"joint scores of {names}: found {table}, needed are finite numbers of shape {shape}")
-
-    def factors(self) -> list[Factor]:
-        """The joint tables."""
-        return [Factor(names, np.asarray(table, dtype=np.float64)) for names, table in self.joint]
 
     def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
         """The nearest scores that never fall as an option gets dearer (isotonic regression along each choice).

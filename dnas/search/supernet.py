@@ -232,9 +232,11 @@ class Supernet(nn.Module):
 
     def _positions(self) -> list[int]:
         """Of every decision, where the option is that evaluation uses."""
-        if self._architecture is None and self._taken is None:
+        found = self._taken
+        if found is None and self._architecture is not None:
+            found = self._architecture.positions()
+        if found is None:
             return self.choices.most_probable()
-        found = self._taken or self._architecture.positions()  # type: ignore[union-attr]
         taken: list[int] = []
         for name in self.choices.index:
             position = found[name]

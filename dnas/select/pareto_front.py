@@ -16,7 +16,7 @@ from dnas.select.ties import scaled
 from dnas.space.architecture import Architecture, Certificate
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
-from dnas.space.cost import Cost, build_cost
+from dnas.space.cost import build_cost
 from dnas.space.preflight import extreme_cost
 
 
@@ -87,7 +87,7 @@ def frontier(
     limits = budget.limits(space) if budget else {}
     functions = functions or (budget.functions if budget else {})
     costs = [build_cost(space, name, functions) for name in {cost: None, **limits}]
-    top = min(_upper(costs[0]), limits.get(cost, np.inf))
+    top = min(costs[0].bound(max), limits.get(cost, np.inf))
     points = _Points(Problem.of(space, scores, costs, limits), cost, top, time_limit)
     dearest = points.solve(top)
     ends = extreme_cost(space, costs[0], dearest=False), costs[0].at(dearest.positions)
@@ -111,12 +111,6 @@ def frontier(
         options = {choice.name: choice.options[solution.positions[choice.name]] for choice in space.choices}
         found.append((spent[cost], Architecture(space, options, None, certificate, functions)))
     return _undominated(found)
-
-
-def _upper(cost: Cost) -> float:
-    """No architecture costs more: the largest entry of every table."""
-    rows = zip(cost.rows, cost.constants, strict=True)
-    return float(max(constant + sum(factor.table.max() for factor in row) for row, constant in rows))
 
 
 def _undominated(found: list[tuple[float, Architecture]]) -> list[Architecture]:

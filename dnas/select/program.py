@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_matrix
 
-from dnas.select.problem import illegal_pairs
 from dnas.select.rank_one import split_rank_one
 from dnas.space.choice import Space
 from dnas.space.cost import Cost, Factor
@@ -58,7 +57,7 @@ class Program:
         self,
         space: Space,
         costs: Iterable[Cost],
-        illegal: Iterable[Factor] | None = None,
+        illegal: Iterable[Factor] = (),
         joint: Iterable[Factor] = (),
         conditional: bool = False,
     ) -> None:
@@ -67,7 +66,7 @@ class Program:
         Args:
             space: the space.
             costs: the costs that have a budget.
-            illegal: tables that are 1 where options must not meet; by default those of the space's legal pairs.
+            illegal: tables that are 1 where options must not meet.
             joint: tables over the joint options of several choices that are added to every objective.
             conditional: cost tables of rank one in conditional form.
         """
@@ -86,8 +85,7 @@ class Program:
         self._factors = [
             [[searched_factor(space, factor) for factor in row] for row in cost.rows] for cost in self.costs
         ]
-        tables = illegal_pairs(space) if illegal is None else [table for table in illegal if table.table.any()]
-        pairs = [searched_factor(space, table) for table in tables]
+        pairs = [searched_factor(space, table) for table in illegal if table.table.any()]
         self._joint = [searched_factor(space, factor) for factor in joint]
         self._conditional: dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         entries = [(names, table) for cost in self._factors for row in cost for names, table in row if len(names) > 1]

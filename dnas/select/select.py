@@ -45,6 +45,11 @@ def select(
             raise ValueError(
                 f"select.solver is {solver!r}, but single filters decide in this space; allowed there: 'auto', 'highs'"
             )
+        if scores.joint:
+            raise ValueError(
+                f"scores of method {scores.method!r} have tables over several choices, but single filters decide in this "
+                "space; leave space.granularity and space.act_granularity at layer"
+            )
         return select_by_filter(scores, space, budget, costs, limits, time_limit)
     found = solve_problem(Problem.of(space, scores, costs, limits), solver, time_limit)
     positions = found.positions

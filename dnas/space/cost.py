@@ -135,6 +135,11 @@ class Cost:
         value = max(a + b for a, b in zip(values, found.tolist(), strict=True))
         return float(round(value)) if abs(value - round(value)) < 1e-9 * max(value, 1.0) else value
 
+    def bound(self, take: Callable[..., float]) -> float:
+        """The sum of the smallest (take=min) or largest (max) entries of all tables: no architecture is beyond it."""
+        rows = zip(self.rows, self.constants, strict=True)
+        return max(constant + sum(take(factor.table.ravel().tolist()) for factor in row) for row, constant in rows)
+
     def expectation(self, probabilities: Tensor) -> Tensor:
         """Exact expectation for a cost of one row; for a maximum, `smooth_maximum` of the rows' exact expectations.
 

@@ -38,9 +38,10 @@ class LatencyError(ValueError):
 class MeasureConfig:
     """How layers are timed.
 
-    precision: `int8` (as in QDQ files) or `float`. threads: of onnxruntime. batch: images. rounds: passes over all
-    configurations, so that a slow minute hits none alone; seconds: for one configuration in one round. networks: random ones
-    that are exported and timed whole; a third fits the correction, the others judge it; 0 leaves the sums as they are.
+    precision: `int8` (as in QCDQ files with batch normalisation folded) or `float`. threads: of onnxruntime. batch: images.
+    rounds: passes over all configurations, so that a slow minute hits none alone; seconds: for one configuration in one
+    round. networks: random ones that are exported and timed whole, in integers; a third fits the correction, the others judge
+    it; 0 leaves the sums as they are.
     """
 
     precision: str = "int8"
@@ -55,6 +56,10 @@ class MeasureConfig:
             raise ValueError(f"measure.precision is {self.precision!r}; allowed: {list(PRECISIONS)}")
         if min(self.threads, self.batch, self.rounds) < 1 or not self.seconds > 0:
             raise ValueError("measure: threads, batch and rounds >= 1 and seconds > 0 are needed")
+        if self.networks and self.precision == "float":
+            raise ValueError(
+                "measure.networks are exported in integers; with measure.precision=float set measure.networks=0"
+            )
         if self.networks and self.networks < 9:
             raise ValueError(f"measure.networks is {self.networks}; allowed: 0, or 9 and more")
 
@@ -93,6 +98,9 @@ def requantised_layers(content: bytes, space: Space) -> set[str]:
     Args:
         content: a QCDQ file of the whole network at full width.
         space: its layers, in the order in which they run.
+
+    Raises:
+        LatencyError: the network multiplies elsewhere than in layers that run once.
     """
     graph = onnx.load_from_string(content).graph
     readers: dict[str, list[Any]] = {}
@@ -101,7 +109,10 @@ def requantised_layers(content: bytes, space: Space) -> set[str]:
             readers.setdefault(name, []).append(node)
     weighted = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     if len(weighted) != len(space.layers):
-        return set()
+        raise LatencyError(
+            f"budget.{LATENCY}: the exported network multiplies {len(weighted)} times, but has {len(space.layers)} layers that "
+            "can be timed alone (products of two activations and layers that run twice cannot); use other budgets"
+        )
     found = set()
     for layer, node in zip(space.layers, weighted, strict=True):
         while True:

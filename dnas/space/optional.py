@@ -35,7 +35,7 @@ class Passage:
 
 
 @dataclass
-class Optional:
+class OptionalModules:
     """The gates of a model, the choices that decide about them, and what was asked for but cannot be left out."""
 
     gates: list[Gate] = field(default_factory=list)
@@ -73,7 +73,7 @@ def find_optional(
     layers: Sequence[str],
     min_depth: int | None,
     branches: Sequence[str],
-) -> Optional:
+) -> OptionalModules:
     """The gates of a model.
 
     Args:
@@ -86,7 +86,7 @@ def find_optional(
     Raises:
         ValueError: a branch that cannot be left out, or no stage whose depth could be searched.
     """
-    found = Optional()
+    found = OptionalModules()
     taken: set[str] = set()
     for name, passage in passages.items():
         if any(fnmatch(name, glob) for glob in branches):

@@ -1,9 +1,9 @@
 """What can be known before training: layers and their shares, reachable costs, what stays fixed, memory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -46,7 +46,8 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
     """The smallest or largest value of a cost over the architectures of a space; legal pairs of a target aside.
 
     Joint choices of two widths have no order that holds for every cost. A cost of layers is a sum in which no two of them
-    meet, so that each can be tried by itself; a cost of tensors grows with the activation bits.
+    meet, so that each can be tried by itself; a cost of tensors grows with the activation bits. A user's cost or a latency
+    need not grow with anything: for these it is a bound, what all tables reach by themselves.
     """
     position: dict[str, Position] = space.extreme(dearest)
     take: Callable[..., int] = max if dearest else min
@@ -58,22 +59,10 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
             else:
                 values = [cost.at({**position, choice.name: option}) for option in options]
                 position[choice.name] = take(options, key=values.__getitem__)
-    if cost.name not in (*LAYER_COSTS, *TENSOR_COSTS):
-        return _descended(space, cost, position, take)
+    if cost.name not in (*LAYER_COSTS, *TENSOR_COSTS) and cost.filters is None:
+        with suppress(ValueError):  # of a table too large to hold, which is read entry by entry
+            return cost.bound(take)
     return cost.at(position)
-
-
-def _descended(space: Space, cost: Cost, position: dict[str, Position], take: Callable[..., Any]) -> float:
-    """A user's cost or a latency need not grow with every option: choices change in turn until none helps."""
-    value = cost.at(position)
-    while True:
-        last = value
-        for choice in space.searched():
-            if not choice.by_filter and choice.name in cost.choices:
-                found = [(cost.at({**position, choice.name: option}), option) for option in range(len(choice.options))]
-                value, position[choice.name] = take(found, key=lambda pair: pair[0])
-        if value == last:
-            return value
 
 
 def heaviest_choice(space: Space, cost: Cost) -> tuple[str, float] | None:

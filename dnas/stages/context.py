@@ -28,18 +28,22 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
-from dnas.space.latency import LATENCY, LatencyTable, machine
+from dnas.space.latency import LATENCY, LatencyTable
 from quant.files import write_atomically
 
 
 @dataclass
 class Run:
-    """One run: everything here is derived from the configuration and the files of the folder."""
+    """One run: everything here is derived from the configuration and the files of the folder.
+
+    table: of measured times, while it is no file of the folder.
+    """
 
     config: Config
     folder: RunFolder
     engine: Engine
     console: Console
+    table: LatencyTable | None = None
 
     @cached_property
     def data(self) -> Data:
@@ -55,7 +59,7 @@ class Run:
         """
         make_working_directory_importable()
         found: dict[str, LayerCost] = {}
-        table = self.latency()
+        table = self._table()
         if table is not None:
             found[LATENCY] = table.cost()
         for name, target in self.config.cost.functions.items():
@@ -68,22 +72,12 @@ class Run:
                 ) from error
         return found
 
-    def latency(self) -> LatencyTable | None:
-        """The table of measured times: that of `cost.latency`, or that of the folder; None where there is none.
-
-        Raises:
-            LatencyError: a table of another machine.
-        """
-        given = self.config.cost.latency
-        path = self.folder.file("latency.json") if given is None else Path(given)
-        if not path.exists():
-            if given is not None:
-                raise RunError(
-                    f"cost.latency={given} does not exist; give a latency.json that stage=measure wrote, or null"
-                )
-            return None
-        here = None if self.config.cost.any_machine else machine(self.config.measure)
-        return LatencyTable.from_json(path.read_text(encoding="utf-8"), here)
+    def _table(self) -> LatencyTable | None:
+        """The table of measured times: preflight's, or that of the folder, also on another machine than its own."""
+        path = self.folder.file("latency.json")
+        if self.table is None and path.exists():
+            return LatencyTable.from_json(path.read_text(encoding="utf-8"))
+        return self.table
 
     @cached_property
     def budget(self) -> Budget:

@@ -4,7 +4,7 @@ import json
 import time
 
 from dnas.report.estimator import frontier_picture
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
 from dnas.select.pareto_front import frontier as select_frontier
 from dnas.space.cost import reference_cost
@@ -14,8 +14,7 @@ from dnas.stages.context import Run
 def frontier(run: Run) -> None:
     """Writes frontier.json: for `select.points` values of the first budget the architecture, its costs and its certificate."""
     if any(choice.by_filter for choice in run.space.searched()):
-        run.console.print("frontier: left out where single filters decide (every selection would take a minute)")
-        run.folder.write_json("frontier.json", {"cost": None, "points": [], "seconds": 0.0})
+        _without(run, "single filters decide, and every selection would take a minute")
         return
     start = time.perf_counter()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
@@ -23,7 +22,12 @@ def frontier(run: Run) -> None:
     config = run.config.select
     others = {cost: cap for cost, cap in run.budget.caps.items() if cost != name}
     budget = Budget(functions=run.functions, **others) if others else None
-    found = select_frontier(scores, run.space, name, config.points, budget, config.time_limit, run.functions)
+    seconds = config.time_limit / config.points
+    try:
+        found = select_frontier(scores, run.space, name, config.points, budget, seconds, run.functions)
+    except BudgetError as error:  # out of time: the selection itself has been made
+        _without(run, str(error))
+        return
     reference = reference_cost(run.space, name, functions=run.functions)
     points = []
     for architecture in found:
@@ -47,3 +51,8 @@ def frontier(run: Run) -> None:
         f"network's {name}, in {content['seconds']:.1f} s",
         highlight=False,
     )
+
+
+def _without(run: Run, reason: str) -> None:
+    run.console.print(f"frontier: left out: {reason}", highlight=False)
+    run.folder.write_json("frontier.json", {"cost": None, "points": [], "reason": reason})

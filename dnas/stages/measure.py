@@ -4,49 +4,61 @@ import random
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from dnas.realise import realise
+from dnas.run import RunError
 from dnas.search.rank import rank_agreement
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost
-from dnas.space.latency import LATENCY, LatencyTable, machine, measure_latency, microseconds, requantised_layers, runner
+from dnas.space.latency import (
+    LATENCY,
+    LatencyError,
+    LatencyTable,
+    MeasureConfig,
+    machine,
+    measure_latency,
+    microseconds,
+    requantised_layers,
+    runner,
+)
 from dnas.stages.context import Run
 from quant.export import export
 from quant.files import write_atomically
 
 
 def measure(run: Run) -> None:
-    """Measures the space of a run."""
-    measure_space(run, run.space)
+    """Measures the space of a run, or checks the table that is there; writes latency.json."""
+    write_table(run, provide_table(run, run.space))
 
 
-def measure_space(run: Run, space: Space) -> LatencyTable:
-    """Times the layers of a space, fits the correction, and writes latency.json.
+def provide_table(run: Run, space: Space) -> LatencyTable:
+    """The table of a space: that of the folder, that of `cost.latency`, or a new measurement.
 
-    Args:
-        run: its folder takes the file; a table that is there and valid on this machine is read instead.
-        space: may be newer than what the folder holds.
+    Raises:
+        LatencyError: a table of another machine or other settings, or a space that cannot be timed.
+        RunError: `cost.latency` does not exist.
     """
-    config = run.config.measure
+    config, cost = run.config.measure, run.config.cost
     file = run.folder.file("latency.json")
+    if not file.exists() and cost.latency is not None:
+        file = Path(cost.latency)
+        if not file.exists():
+            raise RunError(f"cost.latency={file} does not exist; give a latency.json that stage=measure wrote, or null")
     if file.exists():
-        return LatencyTable.from_json(file.read_text(encoding="utf-8"), machine(config))
-    model, images = run.model().eval(), run.images("weights", 2)
-    supernet = Supernet(model, space).eval()
-    supernet.calibrate(images)
-    full = {choice.name: choice.options[-1] for choice in space.choices}
-    whole = _exported(supernet, Architecture(space, full), images[:1])
-    table = measure_latency(model, images, space, config, requantised_layers(whole, space))
-    if config.networks:
-        table = corrected(table, supernet, images, run)
-    run.folder.create()
-    write_atomically(file, table.to_json())
-    checked = table.checked or {}
+        here = None if cost.any_machine else machine(config)
+        return LatencyTable.from_json(file.read_text(encoding="utf-8"), here)
+    if not run.config.export.fold_batch_norm:
+        raise LatencyError(
+            f"budget.{LATENCY} is that of networks whose batch normalisation is folded, but export.fold_batch_norm is false; "
+            "set export.fold_batch_norm=true"
+        )
+    table = measure_network(run.model().eval(), run.images("weights", 2), space, config)
+    checked = table.checked
     run.console.print(
         f"latency: {len(table.times)} configurations on {table.machine['processor']}"
         + (
@@ -60,7 +72,29 @@ def measure_space(run: Run, space: Space) -> LatencyTable:
     return table
 
 
-def _exported(supernet: Supernet, architecture: Architecture, images: Any) -> bytes:
+def write_table(run: Run, table: LatencyTable) -> None:
+    """Keeps a table in the folder of a run, whose later stages read it on any machine."""
+    write_atomically(run.folder.file("latency.json"), table.to_json())
+
+
+def measure_network(model: nn.Module, images: Tensor, space: Space, config: MeasureConfig) -> LatencyTable:
+    """Times the layers of a network as they run when it is exported, and fits the correction.
+
+    Args:
+        model: the user's, in evaluation mode.
+        images: a small batch.
+        space: its space.
+        config: how.
+    """
+    supernet = Supernet(model, space).eval()
+    supernet.calibrate(images)
+    full = {choice.name: choice.options[-1] for choice in space.choices}
+    whole = _exported(supernet, Architecture(space, full), images[:1])
+    table = measure_latency(model, images, space, config, requantised_layers(whole, space))
+    return corrected(table, supernet, images, config) if config.networks else table
+
+
+def _exported(supernet: Supernet, architecture: Architecture, images: Tensor) -> bytes:
     """A QCDQ file of an architecture, batch normalisation folded, as for deployment."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -68,9 +102,9 @@ def _exported(supernet: Supernet, architecture: Architecture, images: Any) -> by
         return path.read_bytes()
 
 
-def corrected(table: LatencyTable, supernet: Supernet, images: Any, run: Run) -> LatencyTable:
+def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: MeasureConfig) -> LatencyTable:
     """The table with the line through whole networks: a third of them fits it, the others judge it."""
-    config, space = run.config.measure, supernet.space
+    space = supernet.space
     cost = build_cost(space, LATENCY, {LATENCY: replace(table, slope=100.0).cost()})
     draw = random.Random(0)
     sums, files = [], []

@@ -6,13 +6,14 @@ from dnas.describe import Description, describe_space
 from dnas.models import ModelError
 from dnas.run import source_commit
 from dnas.search.scores import Scores, no_scores
+from dnas.searcher import path_sampler
 from dnas.select.select import select
 from dnas.space.build import build_space
 from dnas.space.latency import LATENCY
 from dnas.space.preflight import memory_estimate_mb
 from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
-from dnas.stages.measure import measure_space
+from dnas.stages.measure import provide_table, write_table
 from quant.files import write_atomically
 
 
@@ -38,9 +39,7 @@ def preflight(run: Run) -> None:
         images,
         config.space.weight_bits,
         config.space.act_bits,
-        {"*": config.space.filters, **by_layer}
-        if (by_layer := config.space.filters_by_layer)
-        else config.space.filters,
+        config.space.filter_shares,
         config.space.exclude,
         config.target,
         config.quant.weight_narrow,
@@ -58,13 +57,15 @@ def preflight(run: Run) -> None:
             f"the target cannot run {len(impossible)} layers: {'; '.join(impossible[:5])}; search these layers (space.exclude) "
             "or use another target (conf/target/*.yaml)"
         )
-    if LATENCY in config.budget.caps() and config.cost.latency is None:
-        measure_space(run, space)
+    if LATENCY in config.budget.caps():
+        run.table = provide_table(run, space)
     budget = run.budget
     budget.check(space)
     nothing = Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
     # all budgets and legal pairs together, before any training; and whether the solver is there
     select(nothing, space, budget, config.select.time_limit, config.select.solver)
+    if config.search.searcher == "binas":
+        path_sampler(space, budget, config.search, config.seed)
     description = describe_space(model, space, (run.images("weights", 2),), budget, config.export.formats)  # type: ignore[arg-type]
     memory = memory_estimate_mb(space, model, config.search.batch_size)
     run.console.print(description)
@@ -72,6 +73,8 @@ def preflight(run: Run) -> None:
     run.console.print(f"a search step at batch {config.search.batch_size} needs about {memory:.0f} MB")
     run.folder.create()
     write_atomically(run.folder.file("space.json"), space.to_json())
+    if run.table is not None:
+        write_table(run, run.table)
     run.folder.write_json(
         "preflight.json",
         {

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dnas.models import elastic_mobilenet
 from dnas.search.budget import Budget
-from dnas.search.classical import conditional_means, total
+from dnas.search.classical import conditional_means
 from dnas.search.effects import fit_effects, gates_by_choice, pairs_of
 from dnas.search.pool import Pool
 from dnas.search.rank import rank_agreement
@@ -68,13 +68,24 @@ def truth(space: Space, seed: int = 0, joint: float = 0.0) -> Truth:
     return value
 
 
+def total(space: Space, scores: Scores, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum of scores at positions of shape (n, choices); shape (n,)."""
+    column = {choice.name: i for i, choice in enumerate(space.choices)}
+    found = np.zeros(len(positions))
+    for choice in space.choices:
+        found += np.asarray(scores.values[choice.name])[positions[:, column[choice.name]]]
+    for names, table in scores.joint:
+        found += np.asarray(table)[tuple(positions[:, column[name]] for name in names)]
+    return found
+
+
 def pool(space: Space, value: Truth, n: int, seed: int, noise: float = 0.0, spread: float = 0.0) -> Pool:
     generator = np.random.default_rng(seed)
     positions = draw([np.zeros(len(c.options)) for c in space.choices], 0.0, generator, n)
     batch = np.arange(n) % 8
     accuracy = value(positions) + noise * generator.normal(size=n) + spread * generator.normal(size=8)[batch]
     names = tuple(choice.name for choice in space.choices)
-    return Pool(names, positions, accuracy, -accuracy, batch, np.full(n, 512))
+    return Pool(names, positions, accuracy, batch, np.full(n, 512))
 
 
 @pytest.mark.parametrize(("make", "joint"), [(elastic, 0.0), (elastic, 0.3), (small, 0.5)])

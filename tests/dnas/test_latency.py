@@ -1,12 +1,13 @@
 """Measured latency: what is timed, how, how it becomes a cost, and that tables are tied to their machine."""
 
+import json
 from itertools import count
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import dnas
 from dnas.search.scores import Scores
@@ -16,7 +17,11 @@ from dnas.space import latency
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost
 from dnas.space.latency import LatencyError, LatencyTable, MeasureConfig, machine, measure_latency, microseconds
+from dnas.stages.context import open_folder
+from dnas.stages.measure import measure_network
 from tests.networks import Residual, example
+from tests.small import SMALL
+from tests.small import dnas as dnas_command
 
 CONFIG = MeasureConfig(rounds=1, seconds=1e-4, networks=0)
 
@@ -117,7 +122,7 @@ def test_a_table_belongs_to_its_machine_and_its_space() -> None:
 @pytest.mark.parametrize("requantised", [True, False])
 def test_files_are_those_of_one_layer(precision: str, requantised: bool) -> None:
     model, space = built()
-    config = MeasureConfig(precision=precision, rounds=1, seconds=1e-4)
+    config = MeasureConfig(precision=precision, rounds=1, seconds=1e-4, networks=0)
     shapes = latency.layer_shapes(model, example(Residual())[0], space, ["a"] if requantised else [])
     file = latency.build_file(latency.configurations(space, shapes, model)["a", 8, 8, 9], config)
     onnx.checker.check_model(onnx.load_from_string(file))
@@ -147,6 +152,56 @@ def test_eight_times_the_filters_take_longer() -> None:
     runs = [latency.runner(latency.build_file(c, CONFIG), 1) for c in (few, many)]
     times = microseconds(runs, 3, 0.02)
     assert times[1] > 1.5 * times[0]
+
+
+class Attending(nn.Module):
+    """A product of two activations, which is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2)
+        return self.head((x @ x.transpose(1, 2)).mean(2))
+
+
+def test_what_multiplies_outside_of_layers_is_not_timed() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = dnas.build_space(Attending().eval(), x, (8,), (8,), (1.0,))
+    with pytest.raises(LatencyError, match="multiplies 3 times, but has 2 layers"):
+        measure_network(Attending().eval(), x, space, CONFIG)
+
+
+def test_floats_are_not_judged_by_integer_networks() -> None:
+    with pytest.raises(ValueError, match=r"measure\.networks=0"):
+        MeasureConfig(precision="float")
+
+
+LATENCY = ("budget.latency_us=1.0", "measure.networks=0", "measure.rounds=1", "measure.seconds=0.0001")
+
+
+def test_preflight_measures_and_the_folder_is_read_on_any_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("stage=preflight", *SMALL, *LATENCY)
+    assert dnas_command(monkeypatch, *given, "folder=unfolded") == 1
+    assert "export.fold_batch_norm=true" in capsys.readouterr().err
+    assert not (tmp_path / "unfolded").exists()
+    assert dnas_command(monkeypatch, *given, "folder=run", "export.fold_batch_norm=true") == 0
+    table = json.loads((tmp_path / "run" / "latency.json").read_text())
+    assert open_folder(tmp_path / "run").budget.caps["latency_us"] == 1.0
+    table["machine"]["processor"] = "another"
+    (tmp_path / "run" / "latency.json").write_text(json.dumps(table))
+    run = open_folder(tmp_path / "run")
+    assert set(run.functions) == {"latency_us"}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    other = (*given, "folder=other", "cost.latency=table.json")
+    assert dnas_command(monkeypatch, *other) == 1
+    assert "cost.any_machine=true" in capsys.readouterr().err
+    assert dnas_command(monkeypatch, *other, "cost.any_machine=true") == 0
+    assert (tmp_path / "other" / "latency.json").exists()
 
 
 def test_single_filters_are_not_timed() -> None:

@@ -14,14 +14,17 @@ from dnas.search.effects import fit_effects
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import Pool
 from dnas.search.sampling import Neighbours, Sampler
+from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
 from dnas.searcher import images_seen, promising, search
+from dnas.select.select import select
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
 from tests.dnas.test_neighbourhood import ENGINE, Counted
 from tests.networks import Residual, example
+from tests.small import SMALL, dnas
 
 
 def built() -> tuple[nn.Module, Space]:
@@ -65,7 +68,6 @@ def test_a_batch_trains_the_largest_the_smallest_and_the_drawn_ones() -> None:
         sampler.positions(1).tolist(),
     ]  # fmt: skip
     assert seen == wanted
-    assert training(sandwich=False).config.paths == 1
 
 
 def test_the_gradient_is_the_sum_over_the_sub_networks() -> None:
@@ -204,3 +206,25 @@ def test_the_search_recentres_its_pool_and_keeps_it(tmp_path: Path) -> None:
     apart = (pool.positions[30:, None, :] != middles[None]).sum(2).min(1)
     assert apart.mean() < (pool.positions[:30, None, :] != middles[None]).sum(2).min(1).mean()
     assert images_seen(config, space, 48) == 3 * 48 + (60 + 10 * 8) * 16
+
+
+def test_single_filters_and_bands_out_of_reach_fail_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("stage=preflight", *SMALL, "search=binas", "folder=run")
+    assert dnas(monkeypatch, *given, "space.granularity=filter") == 1
+    assert "search.searcher=binas draws one option per layer" in capsys.readouterr().err
+    assert dnas(monkeypatch, *given, "search.band=[0.0001,0.001]") == 1
+    assert "search.band allows bops" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_joint_scores_where_single_filters_decide_are_refused() -> None:
+    model, _ = built()
+    space = build_space(model, example(model), (2, 4), (2, 8), (0.5, 1.0), granularity={"a": "filter"})
+    names = tuple(choice.name for choice in space.searched() if not choice.by_filter)[:2]
+    table = tuple((0.0,) * len(space.choice(names[1]).options) for _ in space.choice(names[0]).options)
+    scores = Scores({choice.name: no_scores(choice) for choice in space.choices}, "x", ((names, table),))
+    with pytest.raises(ValueError, match="single filters decide"):
+        select(scores, space, Budget(bops=0.5))
