@@ -209,7 +209,7 @@ def _estimators(content: dict[str, Any]) -> str:
 def _latency(content: dict[str, Any]) -> str:
     """How well sums of layers predict whole networks."""
     lines = [
-        "| networks, images of 32x32, one thread | configurations | median error | Kendall's tau, 95 % | timed twice, differ by |",
+        "| networks, images of 32x32, one thread | configurations | median error | Kendall's tau, 95 % | timed twice |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in content["rows"]:
