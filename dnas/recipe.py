@@ -110,19 +110,24 @@ class Optimiser:
                 torch._foreach_maximum_(self._sizes, self._floors)
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015); logits (n, classes) -> ()."""
+def distillation_losses(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015); logits (n, classes) -> (n,)."""
     target = F.log_softmax(teacher / temperature, 1)
     found = F.log_softmax(student / temperature, 1)
-    return F.kl_div(found, target, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(found, target, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def image_losses(logits: Tensor, labels: Tensor, target: Tensor | None, share: float) -> Tensor:
+    """Cross-entropy, `share` of it replaced by distillation towards the teacher's logits where there are some; shape (n,)."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    if target is None or share == 0.0:
+        return losses
+    return (1 - share) * losses + share * distillation_losses(logits, target)
 
 
 def task_loss(logits: Tensor, labels: Tensor, target: Tensor | None, share: float) -> Tensor:
-    """Cross-entropy, `share` of it replaced by distillation towards the teacher's logits where there are some."""
-    loss = F.cross_entropy(logits, labels)
-    if target is None or share == 0.0:
-        return loss
-    return (1 - share) * loss + share * distillation_loss(logits, target)
+    """The mean of `image_losses`."""
+    return image_losses(logits, labels, target, share).mean()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Scores by measurement: switch one option at a time and see what it does to the loss on held-back images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dnas.engine import Batch
-from dnas.recipe import batch_statistics, task_loss
+from dnas.recipe import batch_statistics, image_losses
 from dnas.search.filter_scores import FilterScores
 from dnas.search.scores import Scores, no_scores
+from dnas.search.shrinkage import shrunk
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 
@@ -38,13 +40,11 @@ def _probes(batches: Sequence[Batch], teacher: nn.Module | None) -> list[_Probe]
 
 
 @torch.no_grad()
-def _loss(supernet: Supernet, architecture: Architecture, probes: Sequence[_Probe], share: float) -> float:
-    total, count = 0.0, 0
+def _losses(supernet: Supernet, architecture: Architecture, probes: Sequence[_Probe], share: float) -> Tensor:
+    """Of every image, in double precision."""
     with supernet.evaluate_as(architecture), batch_statistics(supernet):
-        for probe in probes:
-            total += float(task_loss(supernet(probe.x), probe.y, probe.target, share)) * len(probe.y)
-            count += len(probe.y)
-    return total / max(count, 1)
+        found = [image_losses(supernet(probe.x), probe.y, probe.target, share) for probe in probes]
+    return torch.cat(found).double()
 
 
 def _kept(base: Architecture, changed: str) -> dict[str, tuple[int, ...]]:
@@ -61,9 +61,6 @@ def measure_scores(
 ) -> Scores:
     """Score of an option: how much lower the loss gets when it alone replaces the option that `base` has.
 
-    All options see the same images, and batch norms use the statistics of the batch: one forward pass of the batches
-    per option, no training, no price. Where filters decide, see `dnas.search.filter_scores`.
-
     Args:
         supernet: trained; left as it was.
         base: where options are switched; best the architecture that the budget selects.
@@ -72,23 +69,48 @@ def measure_scores(
         share: of distillation in the loss.
 
     Returns:
-        scores in units of the loss, made monotone.
+        scores in units of the loss, shrunk by their errors (`dnas.search.shrinkage`) and made monotone.
+    """
+    scores, errors = switch_options(supernet, base, batches, teacher, share)
+    return shrunk(scores, errors, supernet.space).monotone()
+
+
+def switch_options(
+    supernet: Supernet,
+    base: Architecture,
+    batches: Sequence[Batch],
+    teacher: nn.Module | None = None,
+    share: float = 0.0,
+) -> tuple[Scores, dict[str, tuple[float, ...]]]:
+    """What `measure_scores` starts from: scores as measured, and their standard errors.
+
+    All options see the same images, and batch norms use the statistics of the batch: one forward pass of the batches
+    per option, no training, no price. Where filters decide, see `dnas.search.filter_scores`.
+
+    Returns:
+        (scores, for every choice of whole layers the standard error of each option's score). Of the variance of a
+        difference half is counted with either side, so that the option of `base`, whose score is 0, has an error, too.
     """
     probes = _probes(batches, teacher)
-    reference = _loss(supernet, base, probes, share)
+    reference = _losses(supernet, base, probes, share)
     values: dict[str, tuple[Any, ...]] = {}
+    errors: dict[str, tuple[float, ...]] = {}
     x, y = probes[0].x, probes[0].y
-    fine = FilterScores(supernet, base, lambda architecture: _loss(supernet, architecture, probes, share), x, y)
+    fine = FilterScores(
+        supernet, base, lambda architecture: float(_losses(supernet, architecture, probes, share).mean()), x, y
+    )
     for choice in supernet.space.choices:
         if choice.by_filter:
             values[choice.name] = fine.scores(choice) if choice.searched else no_scores(choice)
             continue
-        found = []
+        gains: dict[int, Tensor] = {}
         for option in choice.options:
-            if option == base[choice.name]:
-                found.append(0.0)
-                continue
-            switched = replace(base, options={**base.options, choice.name: option}, kept=_kept(base, choice.name))
-            found.append(reference - _loss(supernet, switched, probes, share))
-        values[choice.name] = tuple(found)
-    return Scores(values, "measured").monotone()
+            if option != base[choice.name]:
+                switched = replace(base, options={**base.options, choice.name: option}, kept=_kept(base, choice.name))
+                gains[option] = reference - _losses(supernet, switched, probes, share)
+        values[choice.name] = tuple(float(gains[o].mean()) if o in gains else 0.0 for o in choice.options)
+        if gains and len(reference) > 1:
+            halves = {option: float(gain.var() / len(gain) / 2) for option, gain in gains.items()}
+            own = sum(halves.values()) / len(halves)
+            errors[choice.name] = tuple(math.sqrt(halves.get(option, own)) for option in choice.options)
+    return Scores(values, "measured"), errors

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.realise import realise
-from dnas.recipe import batch_statistics, distillation_loss
-from dnas.search.measure import measure_scores
-from dnas.search.scores import Scores
+from dnas.recipe import batch_statistics, distillation_losses
+from dnas.search.measure import measure_scores, switch_options
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
@@ -49,7 +48,7 @@ def brute_force(
         logits = small(x)
         loss = F.cross_entropy(logits, y)
         if teacher is not None:
-            loss = (1 - share) * loss + share * distillation_loss(logits, teacher(x))
+            loss = (1 - share) * loss + share * distillation_losses(logits, teacher(x)).mean()
     return float(loss)
 
 
@@ -64,11 +63,31 @@ def test_equals_realising_every_switched_architecture(
     for choice in supernet.space.choices:
         switched = [Architecture(supernet.space, {**start.options, choice.name: option}) for option in choice.options]
         values[choice.name] = tuple(reference - brute_force(supernet, a, batches, teacher, share) for a in switched)
-    wanted = Scores(values, "measured").monotone()
-    found = measure_scores(supernet, start, batches, teacher, share)
+    found, _ = switch_options(supernet, start, batches, teacher, share)
     assert found.method == "measured"
-    for name, scores in wanted.values.items():
+    for name, scores in values.items():
         assert found.values[name] == pytest.approx(scores, abs=1e-4), name
+
+
+def test_errors_are_those_of_a_mean_over_images(supernet: Supernet, batches: Batches) -> None:
+    """Against the losses of the realised networks image by image."""
+    start = base(supernet, 9)
+    x, y = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+    def losses(architecture: Architecture) -> Tensor:
+        small = realise(supernet, architecture)
+        with torch.no_grad(), batch_statistics(small):
+            return F.cross_entropy(small(x), y, reduction="none").double()
+
+    _, errors = switch_options(supernet, start, batches)
+    reference = losses(start)
+    for choice in supernet.space.searched():
+        halves = []
+        for option in choice.options[:-1]:
+            gain = reference - losses(Architecture(supernet.space, {**start.options, choice.name: option}))
+            halves.append(float(gain.std(correction=1)) ** 2 / len(y) / 2)
+        wanted = [*(half**0.5 for half in halves), (sum(halves) / len(halves)) ** 0.5]
+        assert errors[choice.name] == pytest.approx(wanted, rel=1e-3), choice.name
 
 
 def test_leaves_the_supernet_as_it_was(supernet: Supernet, batches: Batches) -> None:

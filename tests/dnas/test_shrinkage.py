@@ -1,0 +1,70 @@
+"""Shrunk scores: nearer to the truth where they are noisy, the measurement itself where they are not."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dnas.search.scores import Scores
+from dnas.search.shrinkage import common_curve, posterior, shrunk
+from dnas.space.build import build_space
+from dnas.space.choice import Space
+
+CURVE = 4.0 ** -np.arange(5)
+
+
+def truth(generator: np.random.Generator, rows: int = 10, own: float = 0.0) -> NDArray[np.float64]:
+    amounts = generator.lognormal(0.0, 1.0, (rows, 1))
+    return -amounts * CURVE + own * generator.standard_normal((rows, len(CURVE)))
+
+
+def distance(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    """Root mean square of what a selector sees: differences within a row."""
+    apart = found - wanted
+    return float(np.sqrt(np.mean((apart - apart.mean(1, keepdims=True)) ** 2)))
+
+
+@pytest.mark.parametrize(("noise", "own", "least"), [(0.1, 0.0, 1.6), (0.1, 0.05, 1.2), (0.3, 0.05, 1.6)])
+def test_noisy_scores_get_nearer_to_the_truth(noise: float, own: float, least: float) -> None:
+    """Ratio of the errors without and with, over 30 draws."""
+    generator = np.random.default_rng(0)
+    before, after = [], []
+    for _ in range(30):
+        wanted = truth(generator, own=own)
+        seen = wanted + noise * generator.standard_normal(wanted.shape)
+        before.append(distance(seen, wanted))
+        after.append(distance(posterior(seen, np.full(seen.shape, noise**2)), wanted))
+    assert np.mean(before) / np.mean(after) > least
+
+
+def test_scores_without_noise_stay() -> None:
+    wanted = truth(np.random.default_rng(1), own=0.2)
+    assert posterior(wanted, np.full(wanted.shape, 1e-12)) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_rows_on_a_curve_are_fitted_exactly() -> None:
+    wanted = truth(np.random.default_rng(2)) + 3.0
+    assert common_curve(wanted) == pytest.approx(wanted, abs=1e-6)
+    assert posterior(np.zeros((4, 5)), np.ones((4, 5))) == pytest.approx(np.zeros((4, 5)))
+
+
+def space(options: tuple[int, ...]) -> Space:
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(6)), nn.Flatten(), nn.Linear(48, 2))
+    return build_space(model, torch.randn(2, 3, 4, 4), options, options, (1.0,))
+
+
+@pytest.mark.parametrize("options", [(2, 3, 4, 8), (2, 8)])
+def test_only_ladders_with_something_in_common_change(options: tuple[int, ...]) -> None:
+    found = space(options)
+    generator = np.random.default_rng(0)
+    values = {c.name: tuple(np.sort(generator.standard_normal(len(c.options)))) for c in found.choices}
+    errors = {c.name: (0.5,) * len(c.options) for c in found.choices}
+    one = next(c.name for c in found.searched() if c.kind == "weight_bits")
+    del errors[one]
+    result = shrunk(Scores(values, "measured"), errors, found)
+    result.check(found)
+    assert result.values[one] == values[one]
+    changed = {name for name in values if result.values[name] != pytest.approx(values[name])}
+    alike = {c.name for c in found.searched() if c.name != one}
+    assert changed == (alike if len(options) > 2 else set())
