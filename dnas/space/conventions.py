@@ -8,7 +8,8 @@ from dnas.space.choice import Layer
 LayerCost = Callable[[Layer, int, int, int, int], float]
 """(layer, kept input channels, kept output channels, weight bits, activation bits) -> cost, never negative.
 
-Where the kernel is searched, `layer.kernel` is that of the option. A layer that does not run costs nothing.
+Where the kernel is searched, `layer.kernel` is that of the option. A layer that does not run costs nothing. A cost may have
+an attribute `beside`, for some layers the name of a choice elsewhere that changes what they cost: it is asked as `at(option)`.
 """
 
 

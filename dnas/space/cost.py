@@ -254,7 +254,8 @@ def _names(space: Space, groups: Sequence[int]) -> list[str]:
 def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -> list[Factor]:
     weight, act = space.choice(layer.weight_choice), space.choice(layer.act_choice)
     gates = space.gates_of(layer.name)
-    also = [*([layer.kernel_choice] if layer.kernel_choice else []), *(gate.choice for gate in gates)]
+    beside = getattr(function, "beside", {}).get(layer.name)
+    also = [name for name in (layer.kernel_choice, beside, *(gate.choice for gate in gates)) if name]
     counts = layer.inputs.counts
     parts = [[group] for group in counts] if name in _ADDITIVE and len(counts) > 1 else [list(counts)]
 
@@ -265,7 +266,10 @@ def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -
             c_in = sum(_kept(space, group, counts[group], position) for group in part)
             c_out = c_in if layer.depthwise else kept_channels(space, layer.outputs, position)
             w, a = weight.weight_bits[position[weight.name]], act.act_bits[position[act.name]]  # type: ignore[index]
-            return function(with_kernel(space, layer, position), c_in, c_out, w, a)
+            own: Any = function
+            if beside:
+                own = own.at(space.choice(beside).options[position[beside]])  # type: ignore[index]
+            return float(own(with_kernel(space, layer, position), c_in, c_out, w, a))
 
         outputs = [] if layer.depthwise else list(layer.outputs.counts)  # a depthwise layer's are its inputs
         names = [*_names(space, part), *_names(space, outputs), weight.name, act.name, *also]

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,12 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from dnas.space.choice import ChannelMap, Layer, Space, read_typed
-from dnas.space.conventions import LayerCost
 from dnas.space.trace import evaluating
 
 LATENCY = "latency_us"
 """Name of the cost: microseconds."""
 PRECISIONS = ("int8", "float")
+Key = tuple[str, int, int, int, int]
+"""Layer, kept input and output channels, kernel elements, and the option of the branch beside it (1 where there is none)."""
 NOTE = "onnxruntime runs every width up to 8 bits as int8: latency moves with filters, kernels and depth, not with bits"
 
 
@@ -92,12 +93,12 @@ class Configuration:
     side: tuple[int, ...]
 
 
-def requantised_layers(content: bytes, space: Space) -> set[str]:
+def requantised_layers(content: bytes, layers: Sequence[str]) -> set[str]:
     """The layers whose output an exported file quantises at once, but for a ReLU, or clips.
 
     Args:
-        content: a QCDQ file of the whole network at full width.
-        space: its layers, in the order in which they run.
+        content: a QCDQ file.
+        layers: names of its layers, in the order in which they run.
 
     Raises:
         LatencyError: the network multiplies elsewhere than in layers that run once.
@@ -108,20 +109,20 @@ def requantised_layers(content: bytes, space: Space) -> set[str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     weighted = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    if len(weighted) != len(space.layers):
+    if len(weighted) != len(layers):
         raise LatencyError(
-            f"budget.{LATENCY}: the exported network multiplies {len(weighted)} times, but has {len(space.layers)} layers that "
+            f"budget.{LATENCY}: the exported network multiplies {len(weighted)} times, but has {len(layers)} layers that "
             "can be timed alone (products of two activations and layers that run twice cannot); use other budgets"
         )
     found = set()
-    for layer, node in zip(space.layers, weighted, strict=True):
+    for layer, node in zip(layers, weighted, strict=True):
         while True:
             following = readers.get(node.output[0], [])
             if len(following) != 1 or following[0].op_type not in ("Relu", "Clip", "QuantizeLinear"):
                 break
             node = following[0]
             if node.op_type == "QuantizeLinear":
-                found.add(layer.name)
+                found.add(layer)
                 break
     return found
 
@@ -171,14 +172,16 @@ def _channel_counts(space: Space, side: ChannelMap) -> list[int]:
 
 
 def configurations(
-    space: Space, shapes: Mapping[str, Shape], model: nn.Module
-) -> dict[tuple[str, int, int, int], Configuration]:
-    """For every layer, kept input and output channels and kernel elements what has to be timed.
+    space: Space, shapes: Mapping[str, Shape], model: nn.Module, beside: Mapping[str, str]
+) -> dict[Key, Configuration]:
+    """For every entry of a table what has to be timed.
 
     Args:
         space: without choices by filter.
         shapes: of its layers.
         model: the user's; for the kernels of layers whose kernel is not searched.
+        beside: see `LatencyTable`; without their branch these layers are quantised at once where they are not with it, or
+            the other way round.
     """
     found = {}
     for layer in space.layers:
@@ -195,7 +198,9 @@ def configurations(
                 padding = tuple(p - b for p, b in zip(shape.padding, border, strict=True))
                 shape = replace(shape, padding=padding)
             elements = int(np.prod(side)) if side else 1
-            found[layer.name, c_in, c_out, elements] = Configuration(shape, c_in, c_out, groups, side)
+            for option in (0, 1) if layer.name in beside else (1,):
+                own_shape = shape if option else replace(shape, requantised=not shape.requantised)
+                found[layer.name, c_in, c_out, elements, option] = Configuration(own_shape, c_in, c_out, groups, side)
     return found
 
 
@@ -310,41 +315,30 @@ def _cpu_lines() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Microseconds of every layer's configurations, by (layer, kept input channels, kept output channels, kernel elements).
+    """Microseconds of every layer's configurations.
 
     The time of an empty call is taken off. machine: what it is valid for. slope, intercept: a whole network takes about
-    slope * (sum over its layers) + intercept; the intercept is no part of the cost. checked: how well that holds.
+    slope * (sum over its layers) + intercept; the intercept is no part of the cost. beside: for some layers the branch whose
+    absence changes how they run: what follows it decides whether a layer is computed in integers. checked: how well all
+    of that holds.
     """
 
-    times: Mapping[tuple[str, int, int, int], float]
+    times: Mapping[Key, float]
     machine: Mapping[str, Any]
     slope: float = 1.0
     intercept: float = 0.0
+    beside: Mapping[str, str] = field(default_factory=dict)
     checked: Mapping[str, Any] | None = None
 
-    def cost(self) -> LayerCost:
-        """Microseconds of a layer, whole ones, so that budgets hold in integers.
-
-        Raises:
-            LatencyError: a configuration that was not measured.
-        """
-
-        def latency_us(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
-            key = (layer.name, c_in, c_out, layer.kernel)
-            if key not in self.times:
-                raise LatencyError(
-                    f"the latency table has no entry for {layer.name} with {c_in} input and {c_out} output channels and "
-                    f"{layer.kernel} kernel elements; measure this space anew (dnas stage=measure, or cost.latency=null)"
-                )
-            return float(max(1, round(self.slope * self.times[key])))
-
-        return latency_us
+    def cost(self) -> "LatencyCost":
+        """The table as a cost of layers."""
+        return LatencyCost(self)
 
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
         content = {
-            "type": "dnas.LatencyTable", "version": 1, "note": NOTE, "machine": dict(self.machine), "slope": self.slope,
-            "intercept": self.intercept, "checked": self.checked,
+            "type": "dnas.LatencyTable", "version": 2, "note": NOTE, "machine": dict(self.machine), "slope": self.slope,
+            "intercept": self.intercept, "beside": dict(self.beside), "checked": self.checked,
             "times": [[*key, round(value, 3)] for key, value in self.times.items()],
         }  # fmt: skip
         return json.dumps(content, indent=1)
@@ -361,21 +355,61 @@ class LatencyTable:
             LatencyError: a table of another machine.
             ValueError: another type or version.
         """
-        content = read_typed(text, "dnas.LatencyTable", 1)
+        content = read_typed(text, "dnas.LatencyTable", 2)
         if here is not None and content["machine"] != dict(here):
             other = {key: (value, here.get(key)) for key, value in content["machine"].items() if here.get(key) != value}
             raise LatencyError(
                 f"this latency table was measured elsewhere (there, here: {other}); measure here (cost.latency=null), or "
                 "allow it with cost.any_machine=true"
             )
-        times = {(name, int(a), int(b), int(k)): float(t) for name, a, b, k, t in content["times"]}
+        times = {(name, int(a), int(b), int(k), int(o)): float(t) for name, a, b, k, o, t in content["times"]}
         return LatencyTable(
-            times, content["machine"], float(content["slope"]), float(content["intercept"]), content["checked"]
-        )
+            times, content["machine"], float(content["slope"]), float(content["intercept"]), content["beside"],
+            content["checked"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LatencyCost:
+    """A `LayerCost`: microseconds of a layer, whole ones, so that budgets hold in integers.
+
+    option: of the branch beside a layer, where the table knows one.
+    """
+
+    table: LatencyTable
+    option: int = 1
+
+    @property
+    def beside(self) -> Mapping[str, str]:
+        """For some layers the choice that `at` takes an option of."""
+        return self.table.beside
+
+    def at(self, option: int) -> "LatencyCost":
+        """The cost of layers at an option of the choice beside them."""
+        return replace(self, option=option)
+
+    def __call__(self, layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
+        """Microseconds.
+
+        Raises:
+            LatencyError: a configuration that was not measured.
+        """
+        key = (layer.name, c_in, c_out, layer.kernel, self.option if layer.name in self.beside else 1)
+        if key not in self.table.times:
+            raise LatencyError(
+                f"the latency table has no entry for {layer.name} with {c_in} input and {c_out} output channels and "
+                f"{layer.kernel} kernel elements; measure this space anew (dnas stage=measure, or cost.latency=null)"
+            )
+        return float(max(1, round(self.table.slope * self.table.times[key])))
 
 
 def measure_latency(
-    model: nn.Module, x: Tensor, space: Space, config: MeasureConfig, requantised: Collection[str] = ()
+    model: nn.Module,
+    x: Tensor,
+    space: Space,
+    config: MeasureConfig,
+    requantised: Collection[str] = (),
+    beside: Mapping[str, str] | None = None,
 ) -> LatencyTable:
     """Times every distinct configuration of a space's layers.
 
@@ -385,6 +419,7 @@ def measure_latency(
         space: its space, without choices by filter.
         config: how.
         requantised: layers whose output is quantised at once, see `requantised_layers`.
+        beside: see `LatencyTable`.
 
     Raises:
         LatencyError: a layer that cannot be timed alone: choices by filter, or a kind that ONNX has no layer for.
@@ -396,9 +431,10 @@ def measure_latency(
             )
     if any(choice.by_filter for choice in space.searched()):
         raise LatencyError(f"budget.{LATENCY} goes with whole layers; leave space.granularity at layer")
-    wanted = configurations(space, layer_shapes(model, x, space, requantised), model)
+    beside = beside or {}
+    wanted = configurations(space, layer_shapes(model, x, space, requantised), model, beside)
     distinct = list(dict.fromkeys(wanted.values()))
     files = [empty_file(), *(build_file(found, config) for found in distinct)]
     call, *found_times = microseconds([runner(file, config.threads) for file in files], config.rounds, config.seconds)
     times = {found: max(value - call, 0.1) for found, value in zip(distinct, found_times, strict=True)}
-    return LatencyTable({key: times[found] for key, found in wanted.items()}, machine(config))
+    return LatencyTable({key: times[found] for key, found in wanted.items()}, machine(config), beside=beside)

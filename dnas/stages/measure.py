@@ -14,7 +14,6 @@ from dnas.search.rank import rank_agreement
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
-from dnas.space.cost import build_cost
 from dnas.space.latency import (
     LATENCY,
     LatencyError,
@@ -26,6 +25,7 @@ from dnas.space.latency import (
     requantised_layers,
     runner,
 )
+from dnas.space.profile import layer_times, refined, table_entries
 from dnas.stages.context import Run
 from quant.export import export
 from quant.files import write_atomically
@@ -89,9 +89,21 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
     supernet = Supernet(model, space).eval()
     supernet.calibrate(images)
     full = {choice.name: choice.options[-1] for choice in space.choices}
-    whole = _exported(supernet, Architecture(space, full), images[:1])
-    table = measure_latency(model, images, space, config, requantised_layers(whole, space))
+    requantised = _requantised(supernet, Architecture(space, full), images)
+    beside: dict[str, str] = {}
+    for choice in space.searched():
+        if choice.kind == "branch":
+            without = Architecture(space, {**full, choice.name: 0})
+            changed = requantised ^ _requantised(supernet, without, images)
+            beside |= {name: choice.name for name in changed if space.runs(name, without.positions())}
+    table = measure_latency(model, images, space, config, requantised, beside)
     return corrected(table, supernet, images, config) if config.networks else table
+
+
+def _requantised(supernet: Supernet, architecture: Architecture, images: Tensor) -> set[str]:
+    space, positions = supernet.space, architecture.positions()
+    layers = [layer.name for layer in space.layers if space.runs(layer.name, positions)]
+    return requantised_layers(_exported(supernet, architecture, images[:1]), layers)
 
 
 def _exported(supernet: Supernet, architecture: Architecture, images: Tensor) -> bytes:
@@ -103,19 +115,25 @@ def _exported(supernet: Supernet, architecture: Architecture, images: Tensor) ->
 
 
 def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: MeasureConfig) -> LatencyTable:
-    """The table with the line through whole networks: a third of them fits it, the others judge it."""
-    space = supernet.space
-    cost = build_cost(space, LATENCY, {LATENCY: replace(table, slope=100.0).cost()})
-    draw = random.Random(0)
-    sums, files = [], []
+    """The table with what runs between layers, and the line through whole networks: a third of them fits, the others judge."""
+    space, draw = supernet.space, random.Random(0)
+    architectures: list[Architecture] = []
+    files: list[bytes] = []
     for _ in range(config.networks):
-        architecture = Architecture(space, {c.name: draw.choice(c.options) for c in space.choices})
-        sums.append(cost.at(architecture.positions()) / 100.0)
-        files.append(_exported(supernet, architecture, images[:1].repeat(config.batch, 1, 1, 1)))
+        architectures.append(Architecture(space, {c.name: draw.choice(c.options) for c in space.choices}))
+        files.append(_exported(supernet, architectures[-1], images[:1].repeat(config.batch, 1, 1, 1)))
     runs = [runner(file, config.threads) for file in files]
     seconds = max(config.seconds, 0.02)
     first, second = (np.array(microseconds(runs, config.rounds, seconds)) for _ in range(2))
     both, fitted = np.minimum(first, second), config.networks // 3
+    entries = [table_entries(table, architecture) for architecture in architectures]
+    layers = [layer.name for layer in space.layers]
+    profiles = [
+        layer_times(file, layers, config.threads, float(whole))
+        for file, whole in zip(files[:fitted], both, strict=False)
+    ]
+    table = refined(table, entries[:fitted], profiles)
+    sums = [sum(table.times[key] for key in keys.values()) for keys in entries]
     slope, intercept = np.polyfit(sums[:fitted], both[:fitted], 1)
     if slope <= 0:  # networks so alike that their order is noise
         slope, intercept = 1.0, float(np.mean(both[:fitted]) - np.mean(sums[:fitted]))
