@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 from cifar10_pareto import BUDGETS, HERE, restore, write
-from pareto_runs import Job, Setting, search, train
+from pareto_runs import Job, Setting, float_network, search, train
 
 BUDGET = "w2a2"
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
+    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8")
+    float_network(setting, BUDGETS[BUDGET])
     restore(setting)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in given.changes]

@@ -5,10 +5,11 @@ methods start from one float network, get the same recipe and the same number of
 baselines that start from float weights as many in training alone. At every budget:
 
 - ours: search, exact selection, retraining from the supernet.
-- uniform: every pair of widths at the largest share of filters that fits is trained for one epoch, the best two of them in
+- uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in
   full with seed 0, the better one of these from the supernet of our search, too, then with every seed from the start that
   was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
+- greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function: Zur's search.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget.
@@ -30,18 +31,24 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from pareto_runs import Job, Setting, float_network, search, train, uniform_rules
+from pareto_runs import Job, Setting, digest, float_network, search, train, uniform_rules
 
 from quant.files import write_atomically
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_pareto.json"
-BUDGETS = {"w2a2": 0.06913466, "3.5%": 0.035, "w3a3": 0.14891832, "w4a4": 0.25884621}
+BUDGETS = {
+    "w2a2": {"bops": 0.06913466}, "3.5%": {"bops": 0.035}, "w3a3": {"bops": 0.14891832}, "w4a4": {"bops": 0.25884621},
+}  # fmt: skip
 """Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
 FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`."""
 BINAS = ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]")
 """Settings of the search of method `binas`."""
+SCORE_FUNCTION = (
+    "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
+)  # fmt: skip
+"""Settings of the search of method `score_function`, as in Zur's thesis, with a leave-one-out baseline."""
 FLOAT_EPOCHS = 6
 """Of training from float weights: at least the images of a search and a retraining together."""
 RANDOM = 3
@@ -58,11 +65,12 @@ def finished(setting: Setting) -> list[dict[str, Any]]:
 
 
 def restore(setting: Setting) -> None:
-    """Takes the rows of the result file that the run folder lacks for finished."""
+    """Takes the rows of the result file that the run folder lacks for finished, if they start from the same float network."""
     (setting.runs / "rows").mkdir(parents=True, exist_ok=True)
+    here = digest(setting.runs / "float" / "float.safetensors")
     for row in json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []:
         file = setting.runs / "rows" / f"{row['key']}.json"
-        if row["method"] != "float" and row["model"] == setting.model and not file.exists():
+        if row["method"] != "float" and (row["model"], row.get("float")) == (setting.model, here) and not file.exists():
             write_atomically(file, json.dumps(row, indent=1))
 
 
@@ -101,9 +109,9 @@ class Plan:
 
     def __init__(self, setting: Setting, pool: Executor, budget_id: str, seeds: Sequence[int]) -> None:
         self.setting, self.pool, self.budget_id, self.seeds = setting, pool, budget_id, seeds
-        budget = BUDGETS[budget_id]
-        self.ours = Job("ours", "main", budget_id, budget, "selected", "supernet", "ours", 0, 0)
-        self.floating = Job("float", "candidate", budget_id, budget, "", "float", None, None, 0, FLOAT_EPOCHS)
+        budgets = BUDGETS[budget_id]
+        self.ours = Job("ours", "main", budget_id, budgets, "selected", "supernet", "ours", 0, 0)
+        self.floating = Job("float", "candidate", budget_id, budgets, "", "float", None, None, 0, FLOAT_EPOCHS)
 
     def trained(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The rows of jobs, trained side by side; the result file grows with every one."""
@@ -116,15 +124,22 @@ class Plan:
             write(self.setting)
         return [future.result() for future in waiting]
 
-    def searched(self) -> None:
-        """Our networks."""
+    def searched(self, method: str = "ours", overrides: Sequence[str] = ()) -> None:
+        """Our networks, or those of the search with other settings."""
+        setting = replace(self.setting, overrides=tuple(overrides))
         searches = [
-            self.pool.submit(search, self.setting, "ours", self.budget_id, BUDGETS[self.budget_id], seed)
+            self.pool.submit(search, setting, method, self.budget_id, BUDGETS[self.budget_id], seed)
             for seed in self.seeds
         ]
         for done in searches:
             done.result()
-        self.trained([replace(self.ours, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+        job = replace(self.ours, method=method, search=method)
+        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def sensitivity(self, method: str, rule: str) -> None:
+        """Networks selected by post-training sensitivities, from float weights."""
+        job = replace(self.floating, method=method, role="main", architecture=f"sensitivity {rule}")
+        self.trained([replace(job, retrain_seed=seed) for seed in self.seeds])
 
     def uniform(self) -> None:
         """Every uniform network for an epoch, the best in full and from both starts, that one with every seed."""
@@ -193,9 +208,9 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8")
-    restore(setting)
+    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8")
     float_network(setting, BUDGETS["w2a2"])
+    restore(setting)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         plans = [Plan(setting, pool, budget, given.seeds) for budget in given.budgets]
         for method in given.methods:
@@ -205,6 +220,9 @@ def main() -> None:
                 else:
                     {
                         "ours": plan.searched,
+                        "score_function": lambda plan=plan: plan.searched("score_function", SCORE_FUNCTION),
+                        "greedy": lambda plan=plan: plan.sensitivity("greedy", "greedy"),
+                        "scores": lambda plan=plan: plan.sensitivity("scores", "exact"),
                         "uniform": plan.uniform,
                         "variance": plan.variance,
                         "frontier": plan.frontier,

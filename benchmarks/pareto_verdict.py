@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 VERDICT = RESULTS / "cifar10_pareto_verdict.json"
 PICTURE = RESULTS / "cifar10_pareto.png"
-METHODS = ("ours", "binas", "uniform", "random")
+METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "score_function")
 
 
 def by_seed(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, list[float]]:

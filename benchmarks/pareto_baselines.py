@@ -1,0 +1,46 @@
+"""Architectures from post-training sensitivities, as toolkits without a search choose them: exactly, or greedily.
+
+Every option is switched alone in the untrained float network at its dearest options (8 bits, full width); no supernet.
+"""
+
+from dataclasses import replace
+
+from dnas.loaders import first_batches
+from dnas.search.budget import Budget
+from dnas.search.measure import switch_options
+from dnas.search.scores import Scores
+from dnas.search.supernet import Supernet
+from dnas.space.architecture import Architecture
+from dnas.stages.context import Run
+
+IMAGES = 512
+"""Held-back images that an option is judged on; others for every seed."""
+
+
+def sensitivities(run: Run, supernet: Supernet, seed: int) -> Scores:
+    """What the loss rises by when one option takes the place of the dearest, as negative scores, never falling."""
+    full = Architecture(run.space, {choice.name: choice.options[-1] for choice in run.space.choices})
+    images = first_batches(run.batches("choices", IMAGES // 4, False), IMAGES, seed)
+    supernet.eval()
+    base = supernet.with_filters(full)
+    scores, _ = switch_options(supernet, base, images, run.float_model(), run.config.search.distill)
+    return scores.monotone()
+
+
+def greedy(scores: Scores, run: Run, budget: Budget) -> Architecture:
+    """From the dearest options down: always the step that loses least per saved cost, until the budget holds."""
+    name = next(iter(budget.caps))
+    found = Architecture(
+        run.space, {choice.name: choice.options[-1] for choice in run.space.choices}, functions=run.functions
+    )
+    while not budget.holds(found):
+        steps = []
+        for choice in run.space.searched():
+            place = choice.options.index(found[choice.name])
+            for lower in range(place):
+                changed = replace(found, options={**found.options, choice.name: choice.options[lower]})
+                saved = float(found.cost(name)) - float(changed.cost(name))
+                lost = scores.values[choice.name][place] - scores.values[choice.name][lower]
+                steps.append((lost / saved, -saved, changed))
+        found = min(steps, key=lambda step: step[:2])[2]
+    return found
