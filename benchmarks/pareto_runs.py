@@ -26,11 +26,14 @@ from dnas.recipe import evaluate
 from dnas.retrain import retrain
 from dnas.run import source_commit
 from dnas.search.budget import Budget
+from dnas.search.sampling import Sampler
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.select.reference import random_architecture, uniform_architecture, uniform_candidates
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
+from dnas.space.cost import build_cost, reference_cost
 from dnas.stages.context import Run, open_folder, save_weights
 from dnas.stages.retrain import summary
 from quant.files import write_atomically
@@ -76,8 +79,8 @@ class Setting:
 class Job:
     """One network to be trained.
 
-    architecture: `uniform W A share`, `random NUMBER`, `sensitivity greedy` or `exact`, `selected` by the search, or
-    `reselected` from its scores for another budget than it was for. start: `float` or `supernet`. search: which
+    architecture: `uniform W A share`, `random NUMBER`, `sensitivity greedy` or `exact`, `sampled NUMBER LOW HIGH`, `selected`
+    by the search, or `reselected` from its scores for another budget than it was for. start: `float` or `supernet`. search: which
     variant's supernet, if any; search_budget: for which budget it was trained, None is the job's own. epochs: of
     training; None is the experiment's own number.
     """
@@ -158,9 +161,9 @@ def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str,
     return folder
 
 
-def train(setting: Setting, job: Job) -> dict[str, Any]:
-    """Trains the network of a job by the experiment's recipe; its row. The test set is read here, once."""
-    file = setting.runs / "rows" / f"{job.key}.json"
+def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
+    """Trains the network of a job by the experiment's recipe; its row, kept in `rows`. The test set is read here, once."""
+    file = setting.runs / rows / f"{job.key}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
@@ -222,6 +225,8 @@ def _architecture(run: Run, job: Job, supernet: Supernet) -> Architecture:
         return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]))
     if rule == "random":
         return random_architecture(run.space, budget, int(values[0]))
+    if rule == "sampled":
+        return sampled(run.space, int(values[0]), float(values[1]), float(values[2]))
     if rule == "sensitivity":
         scores = sensitivities(run, supernet, job.retrain_seed)
         return greedy(scores, run, budget) if values[0] == "greedy" else select(scores, run.space, budget)
@@ -229,6 +234,13 @@ def _architecture(run: Run, job: Job, supernet: Supernet) -> Architecture:
         scores = Scores.from_json(run.folder.read("scores.json", "search"))
         return select(scores, run.space, budget)
     return run.architecture()
+
+
+def sampled(space: Space, number: int, low: float, high: float) -> Architecture:
+    """Random architecture `number` of those between two shares of the BOPs at 8 bits, evenly over their logarithm."""
+    full = reference_cost(space, "bops")
+    sampler = Sampler(space, 0, build_cost(space, "bops"), (low * full, high * full))
+    return Architecture.at(space, sampler.named(number))
 
 
 def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:

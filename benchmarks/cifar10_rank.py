@@ -1,0 +1,122 @@
+"""Do a supernet and its estimator order networks as training does? `python benchmarks/cifar10_rank.py /path/to/cifar10.zip`
+
+Random architectures of ResNet-8's space, over all costs and within the band of cost that uniform W2A2 ends, are trained for an
+epoch from the float weights of the Pareto benchmark, twice; beside their accuracies stand those in BINAS' one-shot supernet
+without training, the estimator's predictions, and their costs. All accuracies are on the 5,000 validation images. Resumes;
+writes results/cifar10_rank.json.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
+
+import numpy as np
+from cifar10_pareto import BINAS, BUDGETS
+from pareto_runs import ENGINE, QUIET, Job, Setting, float_network, sampled, search, stamp, train
+
+from dnas.engine import Engine
+from dnas.loaders import regrouped
+from dnas.search.effects import fit_effects
+from dnas.search.pool import Pool, one_shot_accuracy
+from dnas.search.rank import rank_agreement
+from dnas.stages.context import open_folder
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "cifar10_rank.json"
+BUDGET = "w2a2"
+BANDS = {"all": (0.03, 0.3, 20), "band": (0.0622, 0.06913466, 16)}
+"""Shares of the BOPs at 8 bits, and how many architectures are drawn between them."""
+SEEDS = (0, 1)
+"""Of training; the agreement of the two is what any prediction can reach."""
+
+
+def jobs() -> list[Job]:
+    """Every architecture with every seed."""
+    return [
+        Job(
+            "rank", "rank", name, BUDGETS[BUDGET], f"sampled {number} {low} {high}", "float", None, None, seed, epochs=1
+        )
+        for seed in SEEDS
+        for name, (low, high, count) in BANDS.items()
+        for number in range(count)
+    ]
+
+
+def judged(folder: Path) -> list[dict[str, Any]]:
+    """One-shot accuracy and prediction of every architecture, in the order of the first seed's jobs."""
+    run = open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+    supernet = run.supernet(trained=True).eval()
+    batches = regrouped(list(run.batches("validation", 500, False).epoch(0)), 1000)
+    pool = Pool.from_json((folder / "pool.json").read_text(encoding="utf-8"), run.space)
+    estimator, names = fit_effects(run.space, pool), [choice.name for choice in run.space.choices]
+    found = []
+    for job in jobs():
+        if job.retrain_seed == SEEDS[0]:
+            _, number, low, high = job.architecture.split()
+            architecture = sampled(run.space, int(number), float(low), float(high))
+            positions = np.array([architecture.positions()[name] for name in names])
+            found.append(
+                {
+                    "band": job.budget_id, "architecture": job.architecture, "bops": architecture.cost("bops", relative=True),
+                    "one_shot": float(np.mean([one_shot_accuracy(supernet, positions, batch) for batch in batches])),
+                    "estimated": float(estimator.predict(positions[None])[0]),
+                }
+            )  # fmt: skip
+    return found
+
+
+def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Kendall's tau and Spearman's rho with intervals, over all rows and within the band."""
+    found: dict[str, Any] = {}
+    for scope, chosen in (("all", list(rows)), ("band", [row for row in rows if row["band"] == "band"])):
+        first, second = ([row["trained"][i] for row in chosen] for i in (0, 1))
+        both = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        one_shot = [row["one_shot"] for row in chosen]
+        pairs = {
+            "one-shot, trained": (one_shot, both),
+            "estimated, trained": ([row["estimated"] for row in chosen], both),
+            "cost, trained": ([row["bops"] for row in chosen], both),
+            "estimated, one-shot": ([row["estimated"] for row in chosen], one_shot),
+            "trained twice": (first, second),
+        }
+        found[scope] = {name: asdict(rank_agreement(*pair)) for name, pair in pairs.items()}
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="cifar10.zip")
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    given = parser.parse_args()
+    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8")
+    float_network(setting, BUDGETS[BUDGET])
+    changed = Setting(setting.data, setting.runs, "resnet8", "cifar10_resnet8", BINAS)
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        searched = pool.submit(search, changed, "binas", BUDGET, BUDGETS[BUDGET], 0)
+        waiting = [pool.submit(train, setting, job, "rank_rows") for job in jobs()]
+        rows = judged(searched.result())
+        trained = [future.result()["validation_accuracy"] for future in waiting]
+    for i, row in enumerate(rows):
+        row["trained"] = [trained[i + turn * len(rows)] for turn in range(len(SEEDS))]
+    found = agreements(rows)
+    content = {"type": "dnas.Rank", "version": 1, "agreement": found, "rows": rows, **stamp(0.0)}
+    del content["seconds"]
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for scope, pairs in found.items():
+        print(
+            scope, {name: (round(p["tau"], 2), [round(v, 2) for v in p["tau_interval"]]) for name, p in pairs.items()}
+        )
+
+
+if __name__ == "__main__":
+    main()
