@@ -13,25 +13,32 @@ from dnas.report.plots import OTHERS, STYLES, dress
 
 COLOURS = [style[1] for method, style in STYLES.items() if method != "float"] + [colour for colour, _ in OTHERS]
 WIDTH = 9.0
+UNITS = {"bops": (1e6, "MBOP"), "latency_us": (1e3, "ms")}
+"""Of costs that pictures of effects are per unit of: how much one is, and its name."""
 
 
 def estimator_pictures(content: Mapping[str, Any]) -> dict[str, Picture]:
     """All pictures of an estimator.json, by name."""
+    measured = {name for entry in content["effects"] for name in entry["saved"]}
     return {
         "effects": effects_picture(content["effects"]),
-        "effects per saved MBOP": effects_picture(content["effects"], saved=True),
+        **{
+            f"effects per saved {UNITS[cost][1]}": effects_picture(content["effects"], cost)
+            for cost in UNITS
+            if cost in measured
+        },
         "interactions": interactions_picture(content["joint"]),
         "agreement": agreement_picture(content["judged"]),
     }
 
 
-def effects_picture(entries: Sequence[Mapping[str, Any]], saved: bool = False) -> Picture:
+def effects_picture(entries: Sequence[Mapping[str, Any]], saved: str | None = None) -> Picture:
     """What every option adds to the accuracy, with standard errors: a panel per kind, choices in the order of the layers.
 
     Args:
-        entries: `choice`, `kind`, `options`, `effects`, `errors`, `saved` (millions of bit operations that an option saves
-            against the dearest one), all lists over the options.
-        saved: shows what an option loses against the dearest one per million of bit operations that it saves.
+        entries: `choice`, `kind`, `options`, `effects`, `errors`: lists over the options; `saved`: by the name of a cost what
+            an option saves against the dearest one.
+        saved: shows what an option loses against the dearest one per unit of this cost that it saves.
     """
     kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
     each, top, bottom, gap = 1.75, 0.35, 1.35, 1.75
@@ -44,12 +51,12 @@ def effects_picture(entries: Sequence[Mapping[str, Any]], saved: bool = False) -
         dress(axes)
         _draw_effects(axes, own, saved)
         axes.set_title(KINDS.get(kind, kind), loc="left", size=10, color=INK)
-        axes.set_ylabel("points per MBOP" if saved else "points", size=9, color=INK)
-    what = "points lost per million of bit operations saved" if saved else "points of accuracy"
+        axes.set_ylabel(f"points per {UNITS[saved][1]}" if saved else "points", size=9, color=INK)
+    what = f"points lost per {UNITS[saved][1]} saved" if saved else "points of accuracy"
     return Picture(figure, f"Effects of the options, {what}, with standard errors")
 
 
-def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: bool) -> None:
+def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: str | None) -> None:
     options = sorted({_option(entry, i) for entry in entries for i in range(len(entry["options"]))})
     colours = {
         option: bit_colour(int(option)) if "bits" in entries[0]["kind"] else COLOURS[i % len(COLOURS)]
@@ -57,7 +64,8 @@ def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: bool)
     }
     shown: set[float] = set()
     for x, entry in enumerate(entries):
-        values, errors, spared = (np.asarray(entry[key], dtype=float) for key in ("effects", "errors", "saved"))
+        values, errors = (np.asarray(entry[key], dtype=float) for key in ("effects", "errors"))
+        spared = np.asarray(entry["saved"][saved], dtype=float) / UNITS[saved][0] if saved else np.zeros(len(values))
         for i in range(len(values)):
             value, error = values[i], errors[i]
             if saved:
@@ -116,9 +124,9 @@ def interactions_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def agreement_picture(judged: Mapping[str, Any]) -> Picture:
-    """Predicted against measured accuracy of the sub-networks that the estimator was not fitted to; tau over pool sizes."""
+    """The estimator on sub-networks that it was not fitted to: predicted against measured, over pool sizes, beside others."""
     figure = Figure(figsize=(WIDTH, 3.6))
-    axes = figure.add_axes((0.085, 0.16, 0.38, 0.74))
+    axes = figure.add_axes((0.075, 0.16, 0.3, 0.74))
     dress(axes)
     found = judged["held_out"]
     axes.scatter(judged["predicted"], judged["measured"], s=10, color=COLOURS[0], alpha=0.7, linewidths=0)
@@ -127,23 +135,35 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.set_xlabel("Predicted accuracy, %", size=9.5, color=INK)
     axes.set_ylabel("One-shot accuracy, %", size=9.5, color=INK)
     low, high = found["tau_interval"]
-    axes.set_title(
-        f"Kendall tau {found['tau']:.2f} ({low:.2f} to {high:.2f}), n = {found['n']}", loc="left", size=9.5, color=INK
-    )
-    axes = figure.add_axes((0.585, 0.16, 0.38, 0.74))
+    axes.set_title(f"Kendall tau {found['tau']:.2f} ({low:.2f} to {high:.2f})", loc="left", size=9.5, color=INK)
+    axes = figure.add_axes((0.45, 0.16, 0.22, 0.74))
     dress(axes)
     sizes = judged["sizes"]
-    xs, taus = [entry["records"] for entry in sizes], [entry["tau"] for entry in sizes]
-    errors = [
-        [t - e["tau_interval"][0] for t, e in zip(taus, sizes, strict=True)],
-        [e["tau_interval"][1] - t for t, e in zip(taus, sizes, strict=True)],
-    ]
-    axes.errorbar(xs, taus, errors, color=COLOURS[0], fmt="o-", ms=4, lw=1.4, label="estimator")
-    axes.axhline(judged["cost alone"]["tau"], color=COLOURS[1], lw=1.4, label="cost alone")
+    taus = [entry["tau"] for entry in sizes]
+    axes.errorbar(
+        [entry["records"] for entry in sizes], taus, _bars(sizes), color=COLOURS[0], fmt="o-", ms=4, lw=1.4
+    )  # fmt: skip
+    axes.set_ylim(min(0.0, *taus, *(entry["tau_interval"][0] for entry in sizes)), 1.0)
     axes.set_xlabel("Records in the pool", size=9.5, color=INK)
-    axes.set_ylabel("Kendall tau, held out", size=9.5, color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return Picture(figure, "The estimator on sub-networks that it was not fitted to")
+    axes.set_title(f"Kendall tau, n = {found['n']}", loc="left", size=9.5, color=INK)
+    axes = figure.add_axes((0.8, 0.16, 0.185, 0.74))
+    dress(axes)
+    rows = {"estimator": found, **judged["predictors"], "cost alone": judged["cost alone"]}
+    values = list(rows.values())
+    axes.errorbar(
+        [row["tau"] for row in values], range(len(rows)), xerr=_bars(values), color=COLOURS[0], fmt="o", ms=4, lw=1.4
+    )  # fmt: skip
+    axes.set_yticks(range(len(rows)), list(rows), size=8.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(min(0.0, *(row["tau_interval"][0] for row in values)), 1.0)
+    axes.set_xlabel("Kendall tau", size=9.5, color=INK)
+    return Picture(figure, f"The estimator on {found['n']} sub-networks that it was not fitted to")
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """How far the intervals of tau reach below and above it."""
+    edges = [(row["tau"], *row["tau_interval"]) for row in rows]
+    return [[max(tau - low, 0.0) for tau, low, _ in edges], [max(high - tau, 0.0) for tau, _, high in edges]]
 
 
 def frontier_picture(content: Mapping[str, Any], chosen: float | None) -> Picture:

@@ -21,6 +21,8 @@ STRENGTHS, RATIOS = np.logspace(-2, 4, 25), (1.0, 4.0, 16.0, 64.0, 1e4)
 """Of the ridge penalty on main effects, and how much more joint ones are penalised: tried by leaving one record out."""
 LEAST = 20
 """Records that an estimator can be fitted to."""
+AVERAGED, LEAST_WEIGHT = 12, 0.01
+"""Pairs of strengths that effects and errors are averaged over at most, and the weight below which one is left out."""
 FREE = 1e5
 """How much less than a main effect the mean of a batch of images is penalised."""
 
@@ -131,8 +133,8 @@ class Estimator:
     """Expected accuracy (%) of any architecture of a space.
 
     intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
-    error (of the posterior under the ridge's prior, at the one strength that was chosen: those of joint effects are too small
-    where these are weak). noise: variance of a record that its images explain; misfit: the rest
+    error, of the posterior under the ridge's prior, averaged over the strengths by how well they predict left-out records.
+    noise: variance of a record that its images explain; misfit: the rest
     of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint effects.
     """
 
@@ -195,36 +197,47 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
     mains = sum(term.size for term in design.terms[: design.mains])
     main, other = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T
     batches = FREE * (pool.batch[:, None] == pool.batch[None, :])
-    best = min(_ridges(main + other / ratio + batches, y, ratio) for ratio in RATIOS)
-    strengths = (best[1], best[1] * best[2])
-    inverse = 1.0 / np.where(np.arange(design.size) < mains, *strengths)
-    kernel = main / strengths[0] + other / strengths[1] + batches / strengths[0]
-    solve = np.linalg.inv(kernel + np.eye(len(y)))
-    alpha, freedom = solve @ y, float(np.sum(kernel * solve))
-    effects = inverse * (x.T @ alpha)
-    residual = float(np.sum((y - kernel @ alpha) ** 2) / max(len(y) - freedom, 1.0))
-    reduced = np.einsum("nc,nc->c", x, solve @ x)
-    errors = np.sqrt(residual * np.maximum(inverse - inverse**2 * reduced, 0.0))
+    spectra = {ratio: np.linalg.eigh(main + other / ratio + batches) for ratio in RATIOS}
+    fits = sorted(fit for ratio, spectrum in spectra.items() for fit in _ridges(spectrum, y, ratio))
+    likely = np.array([(fits[0][0] / max(fit[0], 1e-300)) ** (len(y) / 2) for fit in fits[:AVERAGED]])
+    likely /= likely.sum()
+    effects, variances, residual = np.zeros(design.size), np.zeros(design.size), 0.0
+    squares = np.zeros(design.size)
+    for weight, (_, strength, ratio) in zip(likely, fits, strict=False):
+        if weight < LEAST_WEIGHT:
+            continue
+        values, vectors = spectra[ratio]
+        kept = 1.0 / (np.maximum(values, 0.0) / strength + 1.0)
+        alpha = vectors @ (kept * (vectors.T @ y))  # what is left of y, as (kernel + 1) alpha = y
+        own = float(np.sum(alpha**2) / max(kept.sum(), 1.0))
+        inverse = 1.0 / np.where(np.arange(design.size) < mains, strength, strength * ratio)
+        reduced = np.einsum("cn,nc->c", x.T @ (vectors * kept), vectors.T @ x)
+        found = inverse * (x.T @ alpha)
+        effects += weight * found
+        squares += weight * found**2
+        variances += weight * own * np.maximum(inverse - inverse**2 * reduced, 0.0)
+        residual += weight * own
+    errors = np.sqrt(variances + np.maximum(squares - effects**2, 0.0))
     rate = pool.accuracy / 100
     noise = float(np.mean(1e4 * rate * (1 - rate) / pool.images))
-    r2 = 1.0 - best[0] / max(float(np.var(y)), 1e-12)
+    r2 = 1.0 - fits[0][0] / max(float(np.var(y)), 1e-12)
     return Estimator(
-        design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2, strengths
-    )
+        design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2,
+        (fits[0][1], fits[0][1] * fits[0][2]),
+    )  # fmt: skip
 
 
-def _ridges(kernel: Array, y: Array, ratio: float) -> tuple[float, float, float]:
-    """(mean squared error of predictions that leave a record out, strength, ratio) of the best strength."""
-    values, vectors = np.linalg.eigh(kernel)
+def _ridges(spectrum: tuple[Array, Array], y: Array, ratio: float) -> list[tuple[float, float, float]]:
+    """(mean squared error of predictions that leave a record out, strength, ratio) of every strength."""
+    values, vectors = spectrum
     turned = vectors.T @ y
     found = []
     for strength in STRENGTHS:
         kept = 1.0 / (np.maximum(values, 0.0) / strength + 1.0)
-        missed = (vectors @ (kept * turned)) / (
-            np.square(vectors) @ kept
-        )  # y minus its prediction from all other records
+        # y minus its prediction from all other records
+        missed = (vectors @ (kept * turned)) / (np.square(vectors) @ kept)
         found.append((float(np.mean(missed**2)), float(strength), ratio))
-    return min(found)
+    return found
 
 
 def summary(space: Space, estimator: Estimator) -> list[dict[str, Any]]:

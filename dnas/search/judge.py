@@ -1,6 +1,6 @@
 """How far an estimator can be trusted: on sub-networks that it was not fitted to, beside cost alone, and over pool sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +10,12 @@ from scipy.stats import norm
 
 from dnas.search.effects import LEAST, Estimator, fit_effects, summary
 from dnas.search.pool import Pool
+from dnas.search.predictors import PREDICTORS, fit_predictor
 from dnas.search.rank import rank_agreement
 from dnas.space.choice import Space
+from dnas.space.conventions import LayerCost
 from dnas.space.cost import Cost, build_cost
+from dnas.space.latency import LATENCY
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 """Of the records, for the ranking over the size of the pool."""
@@ -35,7 +38,7 @@ def judge_estimator(space: Space, pool: Pool, test: Pool, cost: Cost, neighbours
 
     Returns:
         `held_out`, `cost alone`, `band` and `cost alone in band`: agreement; `sizes`: tau over the number of records;
-        `predicted`, `measured` and `costs`: of the test.
+        `predictors`: agreement of learned ones; `predicted`, `measured` and `costs`: of the test.
     """
     costs = costs_of(cost, test)
     middle = (costs >= np.quantile(costs, 0.25)) & (costs <= np.quantile(costs, 0.75))
@@ -50,18 +53,34 @@ def judge_estimator(space: Space, pool: Pool, test: Pool, cost: Cost, neighbours
         "cost alone": asdict(rank_agreement(costs, test.accuracy)),
         "band": asdict(rank_agreement(predicted[middle], test.accuracy[middle])),
         "cost alone in band": asdict(rank_agreement(costs[middle], test.accuracy[middle])),
+        "predictors": {
+            name: asdict(rank_agreement(fit_predictor(name, space, pool)(test.positions), test.accuracy))
+            for name in PREDICTORS
+        },
         "sizes": sizes, "predicted": predicted.tolist(), "measured": test.accuracy.tolist(), "costs": costs.tolist(),
         "images": int(test.images[0]),
     }  # fmt: skip
 
 
-def report(space: Space, estimator: Estimator, judged: dict[str, Any]) -> dict[str, Any]:
-    """Everything about an estimator as plain data; `saved`: millions of BOPs that an option saves against the dearest one."""
-    bops, dearest = build_cost(space, "bops"), space.extreme(dearest=True)
-    effects, full = summary(space, estimator), bops.at(dearest)
+def report(
+    space: Space, estimator: Estimator, judged: dict[str, Any], functions: Mapping[str, LayerCost] | None = None
+) -> dict[str, Any]:
+    """Everything about an estimator as plain data.
+
+    Of the effects `saved`, by the name of a cost, is what an option saves against the dearest one: bit operations, and
+    microseconds where a table of measured times is among `functions`.
+    """
+    dearest, effects = space.extreme(dearest=True), summary(space, estimator)
+    costs = {
+        name: build_cost(space, name, functions)
+        for name in ("bops", LATENCY)
+        if name == "bops" or name in (functions or {})
+    }
     for entry in effects:
-        options = range(len(entry["options"]))
-        entry["saved"] = [(full - bops.at({**dearest, entry["choice"]: option})) / 1e6 for option in options]
+        entry["saved"] = {
+            name: [cost.at(dearest) - cost.at({**dearest, entry["choice"]: i}) for i in range(len(entry["options"]))]
+            for name, cost in costs.items()
+        }
     joint = [
         {
             "choices": list(term.choices), "kinds": [space.choice(name).kind for name in term.choices],

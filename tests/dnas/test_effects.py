@@ -151,6 +151,30 @@ def test_effects_lie_within_their_standard_errors() -> None:
     assert stats.binom.cdf(inside, count, 0.95) > 1e-3
 
 
+@pytest.mark.parametrize("joint", [0.15, 0.6])
+def test_joint_effects_lie_within_theirs(joint: float) -> None:
+    """Of two choices with two options: how far both together differ from the sum of each, over pools and truths."""
+    space = small()
+    column = {choice.name: i for i, choice in enumerate(space.choices)}
+    inside, count = 0, 0
+    for seed in range(12):
+        value = truth(space, seed, joint)
+        estimator = fit_effects(space, pool(space, value, 300, 10 + seed, noise=1.5))
+        for term in estimator.design.terms[estimator.design.mains :]:
+            if term.gates or term.shape != (2, 2):
+                continue
+            corners = np.zeros((4, len(space.choices)), dtype=np.int64)
+            for row, (i, j) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+                corners[row, [column[name] for name in term.choices]] = i, j
+            signs = np.array([1, -1, -1, 1])
+            effects, errors = estimator.table(term)
+            found, wanted = float(signs @ effects.ravel()), float(signs @ value(corners))
+            inside += abs(found - wanted) < 1.96 * 4 * float(errors.max())  # four entries that move together
+            count += 1
+    assert count > 50
+    assert 0.88 < inside / count <= 1.0
+
+
 def test_image_batches_of_different_difficulty_do_not_matter() -> None:
     space = elastic()
     value = truth(space)
