@@ -14,7 +14,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from cifar10_pareto import BUDGETS, HERE, restore, write
+from cifar10_pareto import BUDGETS, HERE, setting_of
+from pareto_plan import restore, write
 from pareto_runs import Job, Setting, float_network, search, train
 
 BUDGET = "w2a2"
@@ -49,7 +50,7 @@ def variant(name: str) -> str:
 
 def run(setting: Setting, name: str, seed: int) -> dict[str, object]:
     """Searches with the change, trains what it selects, and returns the row."""
-    changed = replace(setting, overrides=CHANGES[name])
+    changed = replace(setting, variants={variant(name): CHANGES[name]})
     search(changed, variant(name), BUDGET, BUDGETS[BUDGET], seed)
     job = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", variant(name), seed, seed)
     return train(setting, job)
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8")
+    setting = setting_of(given.data, given.runs)
     float_network(setting, BUDGETS[BUDGET])
     restore(setting)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:

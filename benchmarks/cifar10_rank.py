@@ -19,8 +19,8 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from cifar10_pareto import BINAS, BUDGETS
-from pareto_runs import ENGINE, QUIET, Job, Setting, float_network, sampled, search, stamp, train
+from cifar10_pareto import BUDGETS, setting_of
+from pareto_runs import ENGINE, QUIET, Job, float_network, sampled, search, stamp, train
 
 from dnas.engine import Engine
 from dnas.loaders import regrouped
@@ -98,11 +98,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8")
+    setting = setting_of(given.data, given.runs)
     float_network(setting, BUDGETS[BUDGET])
-    changed = Setting(setting.data, setting.runs, "resnet8", "cifar10_resnet8", BINAS)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        searched = pool.submit(search, changed, "binas", BUDGET, BUDGETS[BUDGET], 0)
+        searched = pool.submit(search, setting, "binas", BUDGET, BUDGETS[BUDGET], 0)
         waiting = [pool.submit(train, setting, job, "rank_rows") for job in jobs()]
         rows = judged(searched.result())
         trained = [future.result()["validation_accuracy"] for future in waiting]

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,19 @@ ENGINE = EngineConfig(threads=1, compile="always", progress=False)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where data and finished runs are, which network is compressed by which experiment's file, and what that does not say."""
+    """Where things are, which network is compressed by which experiment's file, and what that file does not say.
+
+    data: cifar10.zip. runs: folder of runs and rows. result: the committed rows. overrides: of every run; variants: of
+    searches, by name.
+    """
 
     data: str
     runs: Path
+    result: Path
     model: str
     experiment: str
     overrides: tuple[str, ...] = ()
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def config(self, folder: Path, *overrides: str) -> DictConfig:
         """The experiment's configuration with these changes."""
@@ -157,6 +163,7 @@ def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str,
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(
         folder, ("preflight", "search", "select"), *caps(budgets), f"seed={seed}", f"model.checkpoint={weights}",
+        *setting.variants.get(variant, ()),
     )  # fmt: skip
     return folder
 

@@ -26,6 +26,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cifar10_pareto import setting_of
 from pareto_runs import ENGINE, QUIET, Setting, accuracies, stamp
 from pareto_verdict import components
 
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = Setting(str(Path(given.data).resolve()), given.runs.resolve(), "resnet8", "cifar10_resnet8", OVERRIDES)
+    setting = replace(setting_of(given.data, given.runs), overrides=OVERRIDES)
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={weights}")
     shared = setting.runs / "grid" / "float.safetensors"

@@ -71,7 +71,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.searcher not in SEARCHERS:
             raise ValueError(f"search.searcher is {self.searcher!r}; allowed: {list(SEARCHERS)}")
-        if self.searcher == "gumbel" and self.epochs != int(self.epochs):
+        if self.searcher in ("gumbel", "score_function") and self.epochs != int(self.epochs):
             raise ValueError(
                 f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood or binas"
             )

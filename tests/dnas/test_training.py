@@ -279,3 +279,10 @@ def test_a_selection_spends_its_budget(bops: float, times: int, method: str) -> 
         for option in choice.options[choice.index(chosen[choice.name]) + 1 :]:
             dearer = Architecture(supernet.space, {**chosen.options, choice.name: option})
             assert dearer.cost("bops", relative=True) > times * bops, (choice.name, option)
+
+
+@pytest.mark.parametrize("searcher", ["gumbel", "score_function"])
+def test_epochs_of_learned_choices_are_whole(searcher: str) -> None:
+    """Half an epoch would be none."""
+    with pytest.raises(ValueError, match=r"search\.epochs is 0\.5; allowed: whole numbers"):
+        SearchConfig(searcher=searcher, epochs=0.5)

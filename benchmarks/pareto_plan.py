@@ -1,0 +1,169 @@
+"""Which networks a benchmark of equal costs trains, in which order, and which rows count."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import replace
+from typing import Any
+
+from pareto_runs import Job, Setting, digest, search, train
+
+from quant.files import write_atomically
+
+FLOAT_EPOCHS = 6
+"""Of training from float weights: at least the images of a search and a retraining together."""
+RANDOM = 3
+"""Random architectures of a seed."""
+FINALISTS = 2
+"""Uniform networks that seed 0 trains in full after an epoch of all of them."""
+
+
+def finished(setting: Setting) -> list[dict[str, Any]]:
+    """All rows, the float network's first."""
+    float_row = setting.runs / "float" / "row.json"
+    files = [*([float_row] if float_row.exists() else []), *sorted((setting.runs / "rows").glob("*.json"))]
+    return with_roles([{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files])
+
+
+def restore(setting: Setting) -> None:
+    """Takes the rows of the result file that the run folder lacks for finished, if they start from the same float network."""
+    (setting.runs / "rows").mkdir(parents=True, exist_ok=True)
+    here = digest(setting.runs / "float" / "float.safetensors")
+    for row in json.loads(setting.result.read_text(encoding="utf-8")) if setting.result.exists() else []:
+        file = setting.runs / "rows" / f"{row['key']}.json"
+        if row["method"] != "float" and (row["model"], row.get("float")) == (setting.model, here) and not file.exists():
+            write_atomically(file, json.dumps(row, indent=1))
+
+
+def write(setting: Setting) -> None:
+    """The result file, from all finished rows."""
+    setting.result.write_text(json.dumps(finished(setting), indent=1) + "\n", encoding="utf-8")
+
+
+def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the uniform rows of a cell the best on validation is `main`; of random ones those of the better start."""
+    found = [dict(row) for row in rows]
+    for row in found:
+        if row["method"] == "uniform" and row["role"] != "screen":
+            cell = [r for r in found if _cell(r) == _cell(row) and r["role"] != "screen"]
+            best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]))
+            row["role"] = "main" if row is best else "candidate"
+        if row["method"] == "random":
+            row["role"] = "main" if row["start"] == better_start(found, "random", row["budget_id"]) else "candidate"
+    return found
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["budget_id"], row["retrain_seed"]
+
+
+def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str:
+    """Which start gives networks of a method the higher mean validation accuracy at seed 0."""
+    means = {}
+    for start in ("float", "supernet"):
+        values = [
+            r["validation_accuracy"]
+            for r in rows
+            if (*_cell(r), r.get("start")) == (method, budget_id, 0, start) and r["role"] != "screen"
+        ]  # fmt: skip
+        means[start] = statistics.mean(values) if values else 0.0
+    return max(means, key=lambda start: means[start])
+
+
+class Plan:
+    """What is trained at one budget, in the order in which it is known."""
+
+    def __init__(
+        self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]], budget_id: str,
+        seeds: Sequence[int], supernet: str = "ours", shared: str | None = None,
+    ) -> None:  # fmt: skip
+        """Nothing is trained yet.
+
+        Args:
+            setting: where, and by which experiment.
+            pool: processes.
+            budgets: all of the benchmark, by name.
+            budget_id: name of this plan's.
+            seeds: of search and retraining.
+            supernet: variant of the search whose supernet the baselines may start from.
+            shared: budget that its search is for; None is this plan's own.
+        """
+        self.setting, self.pool, self.budgets, self.budget_id, self.seeds = setting, pool, budgets, budget_id, seeds
+        own = budgets[budget_id]
+        self.ours = Job("ours", "main", budget_id, own, "selected", "supernet", supernet, 0, 0, search_budget=shared)
+        self.floating = Job("float", "candidate", budget_id, own, "", "float", None, None, 0, FLOAT_EPOCHS)
+
+    def trained(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """The rows of jobs, trained side by side after the searches that they need; the result file grows with every one."""
+        new = [job for job in jobs if not (self.setting.runs / "rows" / f"{job.key}.json").exists()]
+        needed = dict.fromkeys((job.search, job.search_budget or job.budget_id, job.search_seed) for job in new)
+        searches = [
+            self.pool.submit(search, self.setting, variant, budget_id, self.budgets[budget_id], seed)
+            for variant, budget_id, seed in needed
+            if variant is not None and seed is not None
+        ]
+        for done in searches:
+            done.result()
+        waiting = {self.pool.submit(train, self.setting, job): job for job in jobs}
+        for done in as_completed(waiting):
+            row = done.result()
+            print(
+                row["method"], row["budget_id"], row["architecture"], row["start"], f"{row['accuracy']:.2f}", flush=True
+            )
+            write(self.setting)
+        return [future.result() for future in waiting]
+
+    def searched(self, method: str = "ours") -> None:
+        """Our networks, or those of another variant of the search."""
+        job = replace(self.ours, method=method, search=method)
+        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def reselected(self, method: str, role: str, variant: str, budget_id: str) -> None:
+        """What the scores of a search for another budget select at this one, retrained from its supernet."""
+        job = replace(
+            self.ours, method=method, role=role, architecture="reselected", search=variant, search_budget=budget_id
+        )
+        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def sensitivity(self, method: str, rule: str) -> None:
+        """Networks selected by post-training sensitivities, from float weights."""
+        job = replace(self.floating, method=method, role="main", architecture=f"sensitivity {rule}")
+        self.trained([replace(job, retrain_seed=seed) for seed in self.seeds])
+
+    def variance(self) -> None:
+        """Our networks, retrained with further seeds."""
+        jobs = [replace(self.ours, search_seed=seed, role="variance") for seed in self.seeds]
+        self.trained([replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs])
+
+    def uniform(self, rules: Sequence[str], screened: bool = False) -> None:
+        """Uniform networks: all for an epoch unless screened, the best in full and from both starts, that with every seed.
+
+        Args:
+            rules: as `Job.architecture` names them.
+            screened: takes them for the finalists.
+        """
+        base = replace(self.floating, method="uniform")
+        stages = [(base, 1)] if screened else [(replace(base, epochs=1, role="screen"), FINALISTS), (base, 1)]
+        for job, count in stages:
+            rows = self.trained([replace(job, architecture=rule) for rule in rules])
+            found = {rule: row["validation_accuracy"] for rule, row in zip(rules, rows, strict=True)}
+            rules = sorted(rules, key=lambda rule: -found[rule])[:count]
+        self._both_starts("uniform", lambda seed: [rules[0]])
+
+    def random(self, count: int) -> None:
+        """As many random architectures per seed."""
+        self._both_starts("random", lambda seed: [f"random {RANDOM * seed + i}" for i in range(count)])
+
+    def _both_starts(self, method: str, rules: Callable[[int], list[str]]) -> None:
+        """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one."""
+        starts = {"float": self.floating, "supernet": replace(self.ours, role="candidate")}
+
+        def jobs(seed: int, start: str) -> list[Job]:
+            base = replace(starts[start], method=method, retrain_seed=seed)
+            base = replace(base, search_seed=seed) if start == "supernet" else base
+            return [replace(base, architecture=rule) for rule in rules(seed)]
+
+        self.trained([job for start in starts for job in jobs(0, start)])
+        start = better_start(finished(self.setting), method, self.budget_id)
+        self.trained([job for seed in self.seeds if seed for job in jobs(seed, start)])
