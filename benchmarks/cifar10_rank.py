@@ -20,14 +20,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 import numpy as np
 from cifar10_pareto import BUDGETS, setting_of
-from pareto_runs import ENGINE, QUIET, Job, float_network, sampled, search, stamp, train
+from pareto_runs import Job, Setting, float_network, sampled, search, stamp, train
 
-from dnas.engine import Engine
 from dnas.loaders import regrouped
 from dnas.search.effects import fit_effects
 from dnas.search.pool import Pool, one_shot_accuracy
 from dnas.search.rank import rank_agreement
-from dnas.stages.context import open_folder
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_rank.json"
@@ -50,9 +48,9 @@ def jobs() -> list[Job]:
     ]
 
 
-def judged(folder: Path) -> list[dict[str, Any]]:
+def judged(setting: Setting, folder: Path) -> list[dict[str, Any]]:
     """One-shot accuracy and prediction of every architecture, in the order of the first seed's jobs."""
-    run = open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+    run = setting.open(folder)
     supernet = run.supernet(trained=True).eval()
     batches = regrouped(list(run.batches("validation", 500, False).epoch(0)), 1000)
     pool = Pool.from_json((folder / "pool.json").read_text(encoding="utf-8"), run.space)
@@ -103,7 +101,7 @@ def main() -> None:
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         searched = pool.submit(search, setting, "binas", BUDGET, BUDGETS[BUDGET], 0)
         waiting = [pool.submit(train, setting, job, "rank_rows") for job in jobs()]
-        rows = judged(searched.result())
+        rows = judged(setting, searched.result())
         trained = [future.result()["validation_accuracy"] for future in waiting]
     for i, row in enumerate(rows):
         row["trained"] = [trained[i + turn * len(rows)] for turn in range(len(SEEDS))]

@@ -29,7 +29,7 @@ from dnas.search.budget import Budget
 from dnas.search.sampling import Sampler
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
-from dnas.select.reference import random_architecture, uniform_architecture, uniform_candidates
+from dnas.select.reference import STRUCTURE, random_architecture, uniform_architecture, uniform_candidates
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -41,8 +41,6 @@ from quant.files import write_atomically
 QUIET = Console(quiet=True)
 COMMIT = source_commit()
 """Of the code that this process runs, whatever happens to the files meanwhile."""
-ENGINE = EngineConfig(threads=1, compile="always", progress=False)
-"""Two processes of one thread fill two cores better than one process of two."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Setting:
     """Where things are, which network is compressed by which experiment's file, and what that file does not say.
 
     data: cifar10.zip. runs: folder of runs and rows. result: the committed rows. overrides: of every run; variants: of
-    searches, by name.
+    searches, by name. compile: of the engine. Two processes of one thread fill two cores better than one process of two.
     """
 
     data: str
@@ -60,6 +58,7 @@ class Setting:
     experiment: str
     overrides: tuple[str, ...] = ()
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    compile: str = "always"
 
     def config(self, folder: Path, *overrides: str) -> DictConfig:
         """The experiment's configuration with these changes."""
@@ -68,7 +67,8 @@ class Setting:
                 "config",
                 [
                     f"experiment={self.experiment}", f"data.path={self.data}", f"folder={folder}", "engine.threads=1",
-                    "engine.compile=always", "engine.progress=false", "report.tensorboard=false", *self.overrides, *overrides,
+                    f"engine.compile={self.compile}", "engine.progress=false", "report.tensorboard=false", *self.overrides,
+                    *overrides,
                 ],
             )  # fmt: skip
         OmegaConf.resolve(found)
@@ -78,14 +78,19 @@ class Setting:
         """Runs stages of the pipeline in a run folder, as the command would, and opens it."""
         for name in names:
             run_stages(self.config(folder, f"stage={name}", *overrides), [], QUIET)
-        return open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+        return self.open(folder)
+
+    def open(self, folder: Path) -> Run:
+        """A run folder as it stands."""
+        engine = EngineConfig(threads=1, compile=self.compile, progress=False)
+        return open_folder(folder, Engine(engine, QUIET), QUIET)
 
 
 @dataclass(frozen=True)
 class Job:
     """One network to be trained.
 
-    architecture: `uniform W A share`, `random NUMBER`, `sensitivity greedy` or `exact`, `sampled NUMBER LOW HIGH`,
+    architecture: `uniform W A SHARE kernel=K ...`, `random NUMBER`, `sensitivity greedy` or `exact`, `sampled NUMBER LOW HIGH`,
     `selected` by the search, or `reselected` from its scores for another budget than it was for. start: `float` or
     `supernet`. search: which variant's supernet, if any; search_budget: for which budget it was trained, None is the job's
     own. epochs: of training; None is the experiment's own number.
@@ -176,12 +181,16 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
     start = time.perf_counter()
     searched_for = job.search_budget or job.budget_id
     folder = setting.runs / (f"search-{job.search}-{searched_for}-s{job.search_seed}" if job.search else "float")
-    run = open_folder(folder, Engine(ENGINE, QUIET), QUIET)
+    run = setting.open(folder)
     own = replace(run, config=replace(run.config, seed=job.retrain_seed))
     supernet = run.supernet(trained=job.start == "supernet")
     if job.start == "float":
         supernet.calibrate(run.images("weights", run.config.space.calibration_images))
-    architecture = supernet.with_filters(replace(_architecture(run, job, supernet), functions=run.functions))
+    architecture = supernet.with_filters(
+        replace(
+            architecture_of(run, job.architecture, job.budgets, job.retrain_seed, supernet), functions=run.functions
+        )
+    )
     model = run.realised(architecture, None, supernet)
     config = run.config.retrain
     if job.epochs is not None:
@@ -210,32 +219,45 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
 def uniform_rules(setting: Setting, budgets: Mapping[str, float]) -> list[str]:
     """Every pair of widths at the largest share of filters that fits, as `Job.architecture` names them.
 
-    But for those that keep less than half of the filters: in a first run of this benchmark, whose float network had been
-    trained for 24 epochs, they were 3 to 29 points behind the best after an epoch, at every budget.
+    Where kernels, depth and branches are searched as well, with every option of these. But for those that keep less than
+    half of the filters: in a first run of this benchmark, whose float network had been trained for 24 epochs, they were 3 to
+    29 points behind the best after an epoch, at every budget.
     """
-    run = open_folder(setting.runs / "float", Engine(ENGINE, QUIET), QUIET)
+    run = setting.open(setting.runs / "float")
     sizes = {group.choice: group.size for group in run.space.groups}
     found = []
-    for architecture in uniform_candidates(run.space, Budget(**budgets)):
+    for architecture in uniform_candidates(run.space, Budget(functions=run.functions, **budgets)):
         layer = run.space.layers[-1]
         ratio = min(architecture[name] / size for name, size in sizes.items() if run.space.choice(name).searched)
         weight, act = architecture.weight_bits(layer)[0], architecture.act_bits(layer)[0]
         if ratio >= 0.5:
-            found.append(f"uniform {weight} {act} {ratio:g}")
+            found.append(f"uniform {weight} {act} {ratio:g}{structure(architecture)}")
     return found
 
 
-def _architecture(run: Run, job: Job, supernet: Supernet) -> Architecture:
-    rule, *values = job.architecture.split()
-    budget = Budget(functions=run.functions, **job.budgets)
+def structure(architecture: Architecture) -> str:
+    """Kernel, depth and branches of a uniform architecture, as a rule names them: ` kernel=3 depth=2`."""
+    found = {
+        choice.kind: max(architecture[c.name] for c in architecture.space.searched() if c.kind == choice.kind)
+        for choice in architecture.space.searched()
+        if choice.kind in STRUCTURE
+    }
+    return "".join(f" {kind}={option}" for kind, option in sorted(found.items()))
+
+
+def architecture_of(run: Run, text: str, budgets: Mapping[str, float], seed: int, supernet: Supernet) -> Architecture:
+    """The architecture that a rule, see `Job`, names; `seed` of the images that sensitivities are measured on."""
+    rule, *values = text.split()
+    budget = Budget(functions=run.functions, **budgets)
     if rule == "uniform":
-        return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]))
+        sides = {kind: int(option) for kind, option in (value.split("=") for value in values[3:])}
+        return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]), sides)
     if rule == "random":
         return random_architecture(run.space, budget, int(values[0]))
     if rule == "sampled":
         return sampled(run.space, int(values[0]), float(values[1]), float(values[2]))
     if rule == "sensitivity":
-        scores = sensitivities(run, supernet, job.retrain_seed)
+        scores = sensitivities(run, supernet, seed)
         return greedy(scores, run, budget) if values[0] == "greedy" else select(scores, run.space, budget)
     if rule == "reselected":
         scores = Scores.from_json(run.folder.read("scores.json", "search"))

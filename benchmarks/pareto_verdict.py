@@ -149,7 +149,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def picture(found: dict[str, Any], path: Path) -> None:
+def picture(found: dict[str, Any], path: Path, title: str = "CIFAR-10, ResNet-8") -> None:
     """Mean accuracy over cost, with the spread between single networks, as the project's reports draw it."""
     points = [
         Point(method, one["cost"], one["mean"], one["sd"], one["n"])
@@ -158,9 +158,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
         if one
     ]
     budgets = tuple(content["bops"] for content in found["budgets"].values())
-    panel = Panel(
-        "CIFAR-10, ResNet-8", points, budgets=budgets, float_accuracy=found["float"], connect=len(budgets) > 1
-    )
+    panel = Panel(title, points, budgets=budgets, float_accuracy=found["float"], connect=len(budgets) > 1)
     path.write_bytes(pareto_picture([panel]).png())
 
 

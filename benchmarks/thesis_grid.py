@@ -27,15 +27,14 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from cifar10_pareto import setting_of
-from pareto_runs import ENGINE, QUIET, Setting, accuracies, stamp
+from pareto_runs import Setting, accuracies, stamp
 from pareto_verdict import components
 
 from dnas.board import Board
-from dnas.engine import Engine, derived_seed
+from dnas.engine import derived_seed
 from dnas.retrain import retrain
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
-from dnas.stages.context import open_folder
 from quant.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -105,7 +104,7 @@ def train(setting: Setting, part: str, number: int, seed: int) -> dict[str, Any]
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
-    run = open_folder(setting.runs / "grid", Engine(ENGINE, QUIET), QUIET)
+    run = setting.open(setting.runs / "grid")
     own = replace(run, config=replace(run.config, seed=seed))
     supernet = run.supernet(trained=False)
     supernet.calibrate(run.images("weights", run.config.space.calibration_images))

@@ -1,0 +1,120 @@
+"""BINAS on its own space: `python benchmarks/binas_cifar10.py /path/to/cifar10.zip` adds what is missing to the rows.
+
+The elastic MobileNet for CIFAR-10: bits, expansion, kernel, squeeze-and-excitation, depth. One supernet and one estimator per
+seed serve four budgets, two of which bound BOPs and measured latency together; each network is selected in seconds. All
+networks of a budget get the same recipe: BINAS' from its supernet; uniform ones (every pair of widths with every kernel, depth
+and branches, at the largest share of filters that fits: the best three in seed 0's supernet without training are trained,
+the best of them with every seed, from the better start) and random ones at 96 to 100 % of the tightest budget. Resumes; writes
+results/binas_cifar10.json, its verdict and picture.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
+
+import numpy as np
+from pareto_plan import RANDOM, Plan, finished, restore
+from pareto_runs import Setting, architecture_of, caps, float_network, search, uniform_rules
+from pareto_verdict import difference, picture, renamed, summary
+
+from dnas.loaders import regrouped
+from dnas.search.pool import one_shot_accuracy
+from quant.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+RESULT, LATENCY = RESULTS / "binas_cifar10.json", RESULTS / "binas_cifar10_latency.json"
+VERDICT, PICTURE = RESULTS / "binas_cifar10_verdict.json", RESULTS / "binas_cifar10.png"
+BUDGETS = {
+    "5%": {"bops": 0.05}, "12%": {"bops": 0.12},
+    "5%, latency 55%": {"bops": 0.05, "latency_us": 0.55}, "12%, latency 40%": {"bops": 0.12, "latency_us": 0.4},
+}  # fmt: skip
+"""Shares of the full network at 8 bits."""
+SHARED = "5%"
+"""Whose search serves all budgets."""
+SCREENED, IMAGES = 3, 2000
+"""Uniform networks that are trained, and validation images that rank the others in the supernet."""
+
+
+def prepare(data: str, runs: Path) -> Setting:
+    """The float network, and the latency of every layer: that of the results, or measured now."""
+    setting = Setting(
+        str(Path(data).resolve()), runs.resolve(), RESULT, "elastic_mobilenet", "binas_cifar10",
+        ("export.fold_batch_norm=true",), {"binas": ()}, "never",
+    )  # fmt: skip
+    if not LATENCY.exists():
+        setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS["5%, latency 55%"]))
+        write_atomically(LATENCY, (setting.runs / "latency" / "latency.json").read_bytes())
+    measured = replace(setting, overrides=(*setting.overrides, f"cost.latency={LATENCY}", "cost.any_machine=true"))
+    float_network(measured, BUDGETS["5%, latency 55%"])
+    return measured
+
+
+def promising(setting: Setting, budget_id: str) -> list[str]:
+    """The uniform networks that do best in the supernet of seed 0, batch norms re-estimated, without training."""
+    run = setting.open(search(setting, "binas", SHARED, BUDGETS[SHARED], 0))
+    supernet = run.supernet(trained=True).eval()
+    batches = regrouped(list(run.batches("validation", 500, False).epoch(0)), 1000)[: IMAGES // 1000]
+    names, found = [choice.name for choice in run.space.choices], {}
+    for rule in uniform_rules(setting, BUDGETS[budget_id]):
+        positions = architecture_of(run, rule, BUDGETS[budget_id], 0, supernet).positions()
+        row = np.array([positions[name] for name in names])
+        found[rule] = float(np.mean([one_shot_accuracy(supernet, row, batch) for batch in batches]))
+    return sorted(found, key=lambda rule: -found[rule])[:SCREENED]
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means, and paired differences with 95 % intervals, by budget."""
+    own = renamed(rows, "binas")
+    content: dict[str, Any] = {"type": "dnas.Verdict", "version": 1, "model": "elastic_mobilenet", "budgets": {}}
+    content["float"] = next(r["accuracy"] for r in rows if r["method"] == "float")
+    for budget_id, budgets in BUDGETS.items():
+        if any(r["budget_id"] == budget_id for r in rows):
+            content["budgets"][budget_id] = {
+                **budgets, "methods": {m: summary(rows, m, budget_id) for m in ("binas", "uniform", "random")},
+                "spent": {
+                    name: [r["costs"][name] / limit for r in rows if (r["method"], r["budget_id"]) == ("binas", budget_id)]
+                    for name, limit in budgets.items()
+                },
+                **{f"binas - {other}": difference(own, other, budget_id) for other in ("uniform", "random")},
+            }  # fmt: skip
+    return content
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="cifar10.zip")
+    parser.add_argument("--runs", type=Path, default=Path(__file__).parent.parent / "runs" / "binas_cifar10")
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=["binas", "uniform", "random"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--random", type=int, default=1, help=f"random architectures of a seed, at most {RANDOM}")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    given = parser.parse_args()
+    setting = prepare(given.data, given.runs)
+    restore(setting)
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, "binas", SHARED) for budget in given.budgets]
+        for method in given.methods:
+            for plan in plans:
+                if method == "binas":
+                    plan.reselected("binas", "main", "binas", SHARED)
+                elif method == "uniform":
+                    plan.uniform(promising(setting, plan.budget_id), screened=True)
+                else:
+                    plan.random(given.random)
+                found = verdict(finished(setting))
+                VERDICT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                picture(found, PICTURE, "CIFAR-10, elastic MobileNet")
+
+
+if __name__ == "__main__":
+    main()
