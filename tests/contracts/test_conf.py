@@ -24,6 +24,7 @@ REQUIRED = {
     "relax/softmax.yaml": ["search=gumbel"],
     "relax/gumbel_soft.yaml": ["search=gumbel"],
     "experiment/binas_cifar10.yaml": ["data.path=images.zip"],
+    "experiment/cifar10_resnet20.yaml": ["data.path=images.zip"],
     "experiment/cifar10_resnet8.yaml": ["data.path=images.zip"],
 }
 
