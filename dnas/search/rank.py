@@ -1,7 +1,8 @@
 """How well one ordering of networks agrees with another: Kendall's tau and Spearman's rho, with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Agreement:
 
 
 def rank_agreement(predicted: Sequence[float] | Array, measured: Sequence[float] | Array, seed: int = 0) -> Agreement:
-    """Compares two numbers per network.
+    """Compares two numbers per network; numbers that are all equal agree with none (0).
 
     Args:
         predicted: shape (n,).
@@ -39,13 +40,16 @@ def rank_agreement(predicted: Sequence[float] | Array, measured: Sequence[float]
     if len(a) != len(b) or len(a) < 3:
         raise ValueError(f"rank_agreement: {len(a)} and {len(b)} numbers; needed are 3 or more, equally many")
     generator = np.random.default_rng(seed)
-    taus, rhos = [], []
-    for _ in range(BOOTSTRAPS):
-        rows = generator.integers(0, len(a), len(a))
-        taus.append(float(stats.kendalltau(a[rows], b[rows]).statistic))
-        rhos.append(float(stats.spearmanr(a[rows], b[rows]).statistic))
-    edges = [tuple(float(v) for v in np.nanpercentile(values, (2.5, 97.5))) for values in (taus, rhos)]
+    draws = [generator.integers(0, len(a), len(a)) for _ in range(BOOTSTRAPS)]
+    taus = [_statistic(stats.kendalltau, a[rows], b[rows]) for rows in draws]
+    rhos = [_statistic(stats.spearmanr, a[rows], b[rows]) for rows in draws]
+    edges = [tuple(float(v) for v in np.percentile(values, (2.5, 97.5))) for values in (taus, rhos)]
     return Agreement(
-        len(a), float(stats.kendalltau(a, b).statistic), (edges[0][0], edges[0][1]),
-        float(stats.spearmanr(a, b).statistic), (edges[1][0], edges[1][1]), float(np.corrcoef(a, b)[0, 1] ** 2),
+        len(a), _statistic(stats.kendalltau, a, b), (edges[0][0], edges[0][1]), _statistic(stats.spearmanr, a, b),
+        (edges[1][0], edges[1][1]), _statistic(stats.pearsonr, a, b) ** 2,
     )  # fmt: skip
+
+
+def _statistic(measure: Callable[[Array, Array], Any], a: Array, b: Array) -> float:
+    """Of two rows of numbers; 0 where all of one are equal, which orders nothing."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(measure(a, b).statistic)

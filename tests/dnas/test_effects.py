@@ -219,6 +219,12 @@ def test_rank_agreement_is_that_of_scipy() -> None:
         rank_agreement([1.0, 2.0], [1.0, 2.0])
 
 
+def test_equal_numbers_order_nothing() -> None:
+    """As from a supernet that was hardly trained; NaN would be no valid JSON."""
+    found = rank_agreement([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    assert (found.tau, found.spearman, found.r2, found.tau_interval) == (0.0, 0.0, 0.0, (0.0, 0.0))
+
+
 def test_a_pool_is_tied_to_its_space() -> None:
     space = small()
     records = pool(space, truth(space), 20, 0)
