@@ -38,14 +38,16 @@ def effects_picture(entries: Sequence[Mapping[str, Any]], saved: str | None = No
     Args:
         entries: `choice`, `kind`, `options`, `effects`, `errors`: lists over the options; `saved`: by the name of a cost what
             an option saves against the dearest one.
-        saved: shows what an option loses against the dearest one per unit of this cost that it saves.
+        saved: shows what an option loses against the dearest one per unit of this cost that it saves; kinds of choices that
+            save nothing are left out.
     """
-    kinds = list(dict.fromkeys(entry["kind"] for entry in entries))
+    shown = [entry for entry in entries if saved is None or max(entry["saved"][saved]) > 0]
+    kinds = list(dict.fromkeys(entry["kind"] for entry in shown))
     each, top, bottom, gap = 1.75, 0.35, 1.35, 1.75
     height = top + bottom + each * len(kinds) + gap * max(len(kinds) - 1, 0)
     figure = Figure(figsize=(WIDTH, height))
     for index, kind in enumerate(kinds):
-        own = [entry for entry in entries if entry["kind"] == kind]
+        own = [entry for entry in shown if entry["kind"] == kind]
         y = height - top - (index + 1) * each - index * gap
         axes = figure.add_axes((0.75 / WIDTH, y / height, (WIDTH - 1.9) / WIDTH, each / height))
         dress(axes)
@@ -156,6 +158,7 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.set_yticks(range(len(rows)), list(rows), size=8.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(min(0.0, *(row["tau_interval"][0] for row in values)), 1.0)
+    axes.set_xticks([0.0, 0.5, 1.0])
     axes.set_xlabel("Kendall tau", size=9.5, color=INK)
     return Picture(figure, f"The estimator on {found['n']} sub-networks that it was not fitted to")
 
