@@ -73,7 +73,7 @@ def promising(setting: Setting, budget_id: str) -> list[str]:
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means, and paired differences with 95 % intervals, by budget."""
     own = renamed(rows, "binas")
-    content: dict[str, Any] = {"type": "dnas.Verdict", "version": 1, "model": "elastic_mobilenet", "budgets": {}}
+    content: dict[str, Any] = {"type": "dnas.BinasVerdict", "version": 1, "model": "elastic_mobilenet", "budgets": {}}
     content["float"] = next(r["accuracy"] for r in rows if r["method"] == "float")
     for budget_id, budgets in BUDGETS.items():
         if any(r["budget_id"] == budget_id for r in rows):

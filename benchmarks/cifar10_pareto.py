@@ -9,7 +9,8 @@ baselines that start from float weights as many in training alone. At every budg
   full with seed 0, the better one of these from the supernet of our search, too, then with every seed from the start that
   was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
-- greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function: Zur's search.
+- greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
+  searches.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget.
@@ -40,6 +41,7 @@ FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`, and of method `binas`."""
 VARIANTS = {
     "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]"),
+    "gumbel": ("search=gumbel", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1"),
     "score_function": (
         "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
     ),
@@ -73,6 +75,7 @@ def main() -> None:
         "greedy": lambda plan: plan.sensitivity("greedy", "greedy"),
         "scores": lambda plan: plan.sensitivity("scores", "exact"),
         "score_function": lambda plan: plan.searched("score_function"),
+        "gumbel": lambda plan: plan.searched("gumbel"),
         "variance": lambda plan: plan.variance(),
         "frontier": lambda plan: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
         "binas": lambda plan: plan.reselected("binas", "main", "binas", FRONTIER_BUDGET),

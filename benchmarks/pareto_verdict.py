@@ -17,8 +17,8 @@ from dnas.report.plots import Panel, Point, pareto_picture
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 VERDICT = RESULTS / "cifar10_pareto_verdict.json"
-PICTURE = RESULTS / "cifar10_pareto.png"
-METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "score_function")
+PICTURE, BRIDGED = RESULTS / "cifar10_pareto.png", RESULTS / "cifar10_bridges.json"
+METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "score_function", "gumbel")
 
 
 def by_seed(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, list[float]]:
@@ -74,7 +74,11 @@ def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0
 
 def renamed(rows: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
     """The rows with another method in the place of ours."""
-    return [{**r, "method": "ours"} if r["method"] == method else r for r in rows if r["method"] != "ours"]
+    return [
+        {**r, "method": "ours"} if r["method"] == method else r
+        for r in rows
+        if method == "ours" or r["method"] != "ours"
+    ]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -149,6 +153,25 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+BRIDGES = {
+    "ours": "neighbourhood search (default)", "binas": "BINAS' estimator", "score_function": "score function, logits",
+    "gumbel": "Gumbel-softmax search", "scores": "post-training sensitivities", "greedy": "the same, greedily",
+    "uniform": "best uniform", "random": "random",
+}  # fmt: skip
+
+
+def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
+    """Where scores may come from, at one budget: accuracy after the same retraining, and what the search cost."""
+    found = []
+    for method, label in BRIDGES.items():
+        one = summary(rows, method, budget_id)
+        if one is not None:
+            pair = difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None
+            cost = one["images_search"] / one["images_retrain"] if method not in ("uniform", "random") else None
+            found.append({"method": method, "label": label, **one, "search": cost, "minus uniform": pair})
+    return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
+
+
 def picture(found: dict[str, Any], path: Path, title: str = "CIFAR-10, ResNet-8") -> None:
     """Mean accuracy over cost, with the spread between single networks, as the project's reports draw it."""
     points = [
@@ -168,6 +191,7 @@ def main() -> None:
     found = verdict(rows)
     VERDICT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     picture(found, PICTURE)
+    BRIDGED.write_text(json.dumps(bridges(rows, "w2a2"), indent=1) + "\n", encoding="utf-8")
     for budget, content in found["budgets"].items():
         print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])
 

@@ -254,8 +254,82 @@ def _solvers(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"A front of {count} budgets, every point proven: {fronts}."])
 
 
+def _tau(found: dict[str, Any]) -> str:
+    low, high = found["tau_interval"]
+    return f"{found['tau']:.2f}, {low:.2f} to {high:.2f}"
+
+
+RANKED = {
+    "one-shot, trained": "one-shot accuracy against trained accuracy",
+    "estimated, trained": "estimator against trained accuracy",
+    "cost, trained": "cost alone against trained accuracy",
+    "estimated, one-shot": "estimator against one-shot accuracy",
+    "trained twice": "two trainings of the same network: the ceiling",
+}
+
+
+def _rank(content: dict[str, Any]) -> str:
+    """Kendall's tau of every pair of orders, over all costs and within a band."""
+    every, band = content["agreement"]["all"], content["agreement"]["band"]
+    counts = [found["trained twice"]["n"] for found in (every, band)]
+    lines = [
+        f"| Kendall's tau, 95 % | all costs (n = {counts[0]}) | one band of cost (n = {counts[1]}) |",
+        "| --- " * 3 + "|",
+    ]
+    lines += [f"| {label} | {_tau(every[key])} | {_tau(band[key])} |" for key, label in RANKED.items()]
+    return "\n".join(lines)
+
+
+def _interval(pair: dict[str, Any] | None) -> str:
+    return f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}" if pair else ""
+
+
+def _mean(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    return f"{found['mean']:.2f}" + (f" ± {found['sd']:.2f}" if found["sd"] is not None else "") + f" ({found['n']})"
+
+
+def _binas(content: dict[str, Any]) -> str:
+    """BINAS beside uniform and random networks of equal cost, budget by budget."""
+    heads = (
+        "budget, shares of 8-bit",
+        "best uniform",
+        "random",
+        "**binas**",
+        "binas - uniform, paired",
+        "binas - random",
+        "spent",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for found in content["budgets"].values():
+        methods = found["methods"]
+        limits = [f"{name} {found[name]:.0%}" for name in ("bops", "latency_us") if name in found]
+        spent = [f"{max(values):.1%}" for values in found["spent"].values() if values]
+        lines.append(
+            f"| {', '.join(limits)} | {_mean(methods['uniform'])} | {_mean(methods['random'])} | {_mean(methods['binas'])} | "
+            f"{_interval(found['binas - uniform'])} | {_interval(found['binas - random'])} | {', '.join(spent)} |"
+        )
+    return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
+
+
+def _bridges(content: dict[str, Any]) -> str:
+    """Sources of scores for the one selector."""
+    heads = ("scores from", "test accuracy, %", "minus best uniform, paired", "search, in retrainings")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for row in content["rows"]:
+        cost = f"{row['search']:.2f}" if row["search"] else ""
+        lines.append(f"| {row['label']} | {_mean(row)} | {_interval(row['minus uniform'])} | {cost} |")
+    return "\n".join(lines)
+
+
+TABLES = {"dnas.Rank": _rank, "dnas.BinasVerdict": _binas, "dnas.Bridges": _bridges}
+
+
 def table(content: dict[str, Any]) -> str:
     """A result file as Markdown."""
+    if content["type"] in TABLES:
+        return TABLES[content["type"]](content)
     if content["type"] == "dnas.Verdict":
         return _verdict(content)
     if content["type"] == "dnas.Estimators":
