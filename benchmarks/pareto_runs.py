@@ -211,6 +211,8 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
         "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
         "options": dict(architecture.options), "float": digest(setting.runs / "float" / "float.safetensors"),
     }  # fmt: skip
+    if job.architecture == "selected":
+        found["gap"] = run.folder.read_json("select.json", "select")["gap"]
     write_atomically(file, json.dumps(found, indent=1))
     checkpoint.unlink(missing_ok=True)
     return found

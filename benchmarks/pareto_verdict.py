@@ -142,6 +142,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
             "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": nested(rows, budget),
+            "discretisation gap": discretisation(rows, budget),
             "one search": one_search(rows, budget),
             "binas - uniform": difference(renamed(rows, "binas"), "uniform", budget),
             "binas - random": difference(renamed(rows, "binas"), "random", budget),
@@ -158,6 +159,16 @@ BRIDGES = {
     "gumbel": "Gumbel-softmax search", "scores": "post-training sensitivities", "greedy": "the same, greedily",
     "uniform": "best uniform", "random": "random",
 }  # fmt: skip
+
+
+def discretisation(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, float] | None:
+    """Supernet accuracy of the relaxed network minus that of the selected one, before retraining: mean, least and most."""
+    gaps = []
+    for row in rows:
+        if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main") and "gap" in row:
+            found = {entry["network"]: entry["accuracy"] for entry in row["gap"]}
+            gaps.append(found["relaxed"] - found["selected"])
+    return {"mean": statistics.mean(gaps), "least": min(gaps), "most": max(gaps), "n": len(gaps)} if gaps else None
 
 
 def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
