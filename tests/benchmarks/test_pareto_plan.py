@@ -1,0 +1,133 @@
+"""The benchmark's plan with trainings that only say how good they are: what is trained, from where, and which rows count."""
+
+import json
+import sys
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import pareto_plan
+from pareto_baselines import greedy
+from pareto_plan import Plan, finished, restore
+from pareto_runs import Job, Setting, digest
+
+import dnas
+from dnas.search.scores import Scores
+from tests.networks import Residual, example
+
+BUDGETS = {"small": {"bops": 0.05}, "large": {"bops": 0.2}}
+
+
+class Now(Executor):
+    """Runs everything at once, in this process."""
+
+    def submit(self, call: Any, /, *args: Any, **more: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*args, **more))
+        return done
+
+
+class Benchmark:
+    """Notes every search and training; accuracies follow from the rule and the start."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.setting = Setting("data", folder / "runs", folder / "rows.json", "model", "experiment")
+        (folder / "runs" / "float").mkdir(parents=True)
+        (folder / "runs" / "rows").mkdir()
+        (folder / "runs" / "float" / "float.safetensors").write_bytes(b"weights")
+        self.searches: list[tuple[str, str, int]] = []
+        self.trained: list[Job] = []
+        monkeypatch.setattr(pareto_plan, "search", self.search)
+        monkeypatch.setattr(pareto_plan, "train", self.train)
+
+    def search(self, setting: Setting, variant: str, budget_id: str, budgets: Any, seed: int) -> None:
+        assert budgets == BUDGETS[budget_id]
+        self.searches.append((variant, budget_id, seed))
+
+    def train(self, setting: Setting, job: Job) -> dict[str, Any]:
+        file = setting.runs / "rows" / f"{job.key}.json"
+        if file.exists():
+            return dict(json.loads(file.read_text()))
+        if job.search:
+            assert (job.search, job.search_budget or job.budget_id, job.search_seed) in self.searches
+        self.trained.append(job)
+        value = 50.0 + len(job.architecture) + 3.0 * (job.start == "supernet") + (job.epochs or 4)
+        row = {
+            "model": setting.model, "method": job.method, "role": job.role, "budget_id": job.budget_id,
+            "architecture": job.architecture, "start": job.start, "retrain_seed": job.retrain_seed, "accuracy": value,
+            "validation_accuracy": value, "float": digest(setting.runs / "float" / "float.safetensors"),
+        }  # fmt: skip
+        file.write_text(json.dumps(row))
+        return row
+
+    def plan(self, budget_id: str, seeds: tuple[int, ...] = (0, 1, 2), **more: Any) -> Plan:
+        return Plan(self.setting, Now(), BUDGETS, budget_id, seeds, **more)
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    return Benchmark(tmp_path, monkeypatch)
+
+
+def test_uniform_networks_are_screened_then_trained_from_the_better_start(benchmark: Benchmark) -> None:
+    benchmark.plan("small").uniform(["bb", "a", "cccc", "ddd"])
+    assert [job.architecture for job in benchmark.trained if job.role == "screen"] == ["bb", "a", "cccc", "ddd"]
+    in_full = [(j.architecture, j.start, j.retrain_seed) for j in benchmark.trained if j.role != "screen"]
+    assert in_full == [
+        ("cccc", "float", 0), ("ddd", "float", 0), ("cccc", "supernet", 0), ("cccc", "supernet", 1), ("cccc", "supernet", 2),
+    ]  # fmt: skip
+    assert benchmark.searches == [("ours", "small", seed) for seed in (0, 1, 2)]
+    rows = [row for row in finished(benchmark.setting) if row["role"] == "main"]
+    assert [(row["architecture"], row["start"]) for row in rows] == [("cccc", "supernet")] * 3
+
+
+def test_nothing_that_is_there_is_searched_or_trained_again(benchmark: Benchmark) -> None:
+    benchmark.plan("small", (0,)).searched()
+    benchmark.plan("small", (0, 1)).searched()
+    assert benchmark.searches == [("ours", "small", 0), ("ours", "small", 1)]
+    assert [job.retrain_seed for job in benchmark.trained] == [0, 1]
+
+
+def test_one_search_serves_other_budgets(benchmark: Benchmark) -> None:
+    benchmark.plan("large", supernet="binas", shared="small").random(2)
+    assert set(benchmark.searches) == {("binas", "small", seed) for seed in (0, 1, 2)}
+    benchmark.plan("large").reselected("binas", "main", "binas", "small")
+    assert len(benchmark.searches) == 6
+    assert all(job.budgets == BUDGETS["large"] for job in benchmark.trained)
+
+
+def test_rows_of_another_float_network_are_left_alone(benchmark: Benchmark) -> None:
+    benchmark.plan("small", (0,)).searched()
+    rows = json.loads(benchmark.setting.result.read_text())
+    for file in (benchmark.setting.runs / "rows").iterdir():
+        file.unlink()
+    benchmark.setting.result.write_text(json.dumps([*rows, {**rows[0], "key": "other", "float": "another"}]))
+    restore(benchmark.setting)
+    assert [file.stem for file in (benchmark.setting.runs / "rows").iterdir()] == [rows[0]["key"]]
+
+
+def test_the_greedy_baseline_takes_the_cheapest_loss_per_cost() -> None:
+    """One choice whose options lose nothing is lowered all the way before others lose anything."""
+    model = Residual().eval()
+    space = dnas.build_space(model, example(Residual()), (2, 4, 8), (8,), (1.0,))
+    free = next(choice.name for choice in space.searched())
+    scores = Scores(
+        {
+            c.name: tuple(0.0 if c.name == free else float(i) for i in range(len(c.options))) if c.searched else (0.0,)
+            for c in space.choices
+        },
+        "measured",
+    )
+
+    run: Any = SimpleNamespace(space=space, functions={})
+    cheap = dnas.Architecture(space, {c.name: c.options[0 if c.name == free else -1] for c in space.choices})
+    just = float(cheap.cost("bops", relative=True))
+    assert greedy(scores, run, dnas.Budget(bops=just)).options == cheap.options
+    found = greedy(scores, run, dnas.Budget(bops=0.6 * just))
+    assert found.options[free] == 2
+    assert float(found.cost("bops", relative=True)) <= 0.6 * just
