@@ -59,15 +59,13 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str:
-    """Which start gives networks of a method the higher mean validation accuracy at seed 0."""
-    means = {}
-    for start in ("float", "supernet"):
-        values = [
-            r["validation_accuracy"]
-            for r in rows
-            if (*_cell(r), r.get("start")) == (method, budget_id, 0, start) and r["role"] != "screen"
-        ]  # fmt: skip
-        means[start] = statistics.mean(values) if values else 0.0
+    """Which start gives a method's architectures that seed 0 trained from both the higher mean validation accuracy."""
+    found: dict[str, dict[str, float]] = {"float": {}, "supernet": {}}
+    for row in rows:
+        if _cell(row) == (method, budget_id, 0) and row["role"] != "screen":
+            found[row["start"]][row["architecture"]] = row["validation_accuracy"]
+    both = set(found["float"]) & set(found["supernet"])
+    means = {start: statistics.mean([values[name] for name in both] or [0.0]) for start, values in found.items()}
     return max(means, key=lambda start: means[start])
 
 

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import pareto_plan
 from pareto_baselines import greedy
-from pareto_plan import Plan, finished, restore
+from pareto_plan import Plan, better_start, finished, restore
 from pareto_runs import Job, Setting, digest
 
 import dnas
@@ -84,6 +84,18 @@ def test_uniform_networks_are_screened_then_trained_from_the_better_start(benchm
     assert benchmark.searches == [("ours", "small", seed) for seed in (0, 1, 2)]
     rows = [row for row in finished(benchmark.setting) if row["role"] == "main"]
     assert [(row["architecture"], row["start"]) for row in rows] == [("cccc", "supernet")] * 3
+
+
+def test_starts_are_compared_by_networks_that_had_both() -> None:
+    """The second finalist, which starts from float weights alone, says nothing of the start."""
+
+    def row(architecture: str, start: str, value: float) -> dict[str, Any]:
+        names = {"method": "uniform", "budget_id": "small", "retrain_seed": 0, "role": "candidate"}
+        return {**names, "architecture": architecture, "start": start, "validation_accuracy": value}
+
+    rows = [row("best", "float", 78.8), row("second", "float", 76.3), row("best", "supernet", 78.0)]
+    assert better_start(rows, "uniform", "small") == "float"
+    assert better_start([*rows, row("second", "supernet", 77.9)], "uniform", "small") == "supernet"
 
 
 def test_nothing_that_is_there_is_searched_or_trained_again(benchmark: Benchmark) -> None:
