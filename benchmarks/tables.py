@@ -183,7 +183,8 @@ def _verdict(content: dict[str, Any]) -> str:
     ours = [found["methods"]["ours"] for found in content["budgets"].values() if found["methods"]["ours"]]
     shares = sorted(one["images_search"] / one["images_retrain"] for one in ours)
     return "\n".join(lines) + (
-        f"\n\nFloat network: {content['float']:.2f} %. A search sees {shares[0]:.2f} to {shares[-1]:.2f} retrainings' images."
+        f"\n\nFloat network: {content['float']:.2f} %. A search sees "
+        f"{' to '.join(dict.fromkeys(f'{share:.2f}' for share in (shares[0], shares[-1])))} retrainings' images."
     )
 
 
