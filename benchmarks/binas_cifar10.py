@@ -50,10 +50,10 @@ def prepare(data: str, runs: Path) -> Setting:
         ("export.fold_batch_norm=true",), {"binas": ()}, "never",
     )  # fmt: skip
     if not LATENCY.exists():
-        setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS["5%, latency 55%"]))
+        setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS[SHARED]))
         write_atomically(LATENCY, (setting.runs / "latency" / "latency.json").read_bytes())
     measured = replace(setting, overrides=(*setting.overrides, f"cost.latency={LATENCY}", "cost.any_machine=true"))
-    float_network(measured, BUDGETS["5%, latency 55%"])
+    float_network(measured, BUDGETS[SHARED])
     return measured
 
 

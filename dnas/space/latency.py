@@ -264,15 +264,22 @@ def empty_file() -> bytes:
     return content
 
 
+def ones(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    """Inputs of a session that are 1 everywhere; dimensions that are not fixed are 1."""
+    kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+    return {
+        given.name: np.ones([d if isinstance(d, int) else 1 for d in given.shape], dtype=kinds[given.type])
+        for given in session.get_inputs()
+    }
+
+
 def runner(content: bytes, threads: int) -> Callable[[], None]:
     """Runs an ONNX file once in onnxruntime on the CPU, all optimisations on, on ones."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
-    feed = {given.name: np.ones([d if isinstance(d, int) else 1 for d in given.shape], dtype=kinds[given.type])}
+    feed = ones(session)
     return lambda: session.run(None, feed)
 
 

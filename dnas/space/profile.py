@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 
 from dnas.space.architecture import Architecture
 from dnas.space.cost import kept_channels, with_kernel
-from dnas.space.latency import Key, LatencyTable
+from dnas.space.latency import Key, LatencyTable, ones
 
 RENAMED = re.compile(r"^fused | ?(_token_\d+|/duplicated)$")
 """What onnxruntime's optimiser adds to the name of a node."""
@@ -71,10 +71,7 @@ def layer_times(content: bytes, layers: Sequence[str], threads: int, whole: floa
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        feed = {
-            given.name: np.ones([d if isinstance(d, int) else 1 for d in given.shape], dtype=np.float32)
-            for given in session.get_inputs()
-        }
+        feed = ones(session)
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
