@@ -69,6 +69,14 @@ def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) ->
     return max(means, key=lambda start: means[start])
 
 
+def rows_of_search(
+    rows: Sequence[dict[str, Any]], budget_id: str, supernets: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """Our rows that count and come from these supernets, given by search seed."""
+    own = [row for row in rows if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main")]
+    return [row for row in own if row.get("supernet") == supernets.get(row["search_seed"])]
+
+
 class Plan:
     """What is trained at one budget, in the order in which it is known."""
 
@@ -130,9 +138,14 @@ class Plan:
         self.trained([replace(job, retrain_seed=seed) for seed in self.seeds])
 
     def variance(self) -> None:
-        """Our networks, retrained with further seeds."""
+        """Our networks, retrained with two further seeds, three where the row that counts is of another search."""
         jobs = [replace(self.ours, search_seed=seed, role="variance") for seed in self.seeds]
-        self.trained([replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs])
+        rows = self.trained(
+            [replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs]
+        )
+        here = {row["search_seed"]: row["supernet"] for row in rows}
+        known = {row["search_seed"] for row in rows_of_search(finished(self.setting), self.budget_id, here)}
+        self.trained([replace(job, retrain_seed=300 + job.search_seed) for job in jobs if job.search_seed not in known])
 
     def uniform(self, rules: Sequence[str], screened: bool = False) -> None:
         """Uniform networks: all for an epoch unless screened, the best in full and from both starts, that with every seed.

@@ -158,7 +158,7 @@ def float_weights(model: str) -> Path:
 
 
 def digest(file: Path) -> str:
-    """Of a float network's weights; rows of different ones are not compared."""
+    """Of the weights that a row starts from; rows of different float networks are not compared."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
@@ -211,6 +211,8 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
         "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
         "options": dict(architecture.options), "float": digest(setting.runs / "float" / "float.safetensors"),
     }  # fmt: skip
+    if searched:
+        found["supernet"] = digest(folder / "search.ckpt")
     if job.architecture == "selected":
         found["gap"] = run.folder.read_json("select.json", "select")["gap"]
     write_atomically(file, json.dumps(found, indent=1))

@@ -116,15 +116,20 @@ def components(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
-    """The components of our method at a budget; None where no search was retrained several times."""
-    found: dict[int, dict[int, float]] = {}
+    """The components of our method at a budget; None where no search was retrained several times.
+
+    Of a search seed those retrainings count that start from the same supernet: that of another processor is another one.
+    """
+    found: dict[int, dict[str, dict[int, float]]] = {}
     for row in rows:
         if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance"):
-            found.setdefault(row["search_seed"], {})[row["retrain_seed"]] = row["accuracy"]
-    size = min((len(group) for group in found.values()), default=0)
-    if size < 2 or len(found) < 2:
+            supernets = found.setdefault(row["search_seed"], {})
+            supernets.setdefault(row.get("supernet", ""), {})[row["retrain_seed"]] = row["accuracy"]
+    groups = [max(supernets.values(), key=len) for supernets in found.values()]
+    size = min((len(group) for group in groups), default=0)
+    if size < 2 or len(groups) < 2:
         return None
-    return components([[group[seed] for seed in sorted(group)[:size]] for group in found.values()])
+    return components([[group[seed] for seed in sorted(group)[:size]] for group in groups])
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
