@@ -1,4 +1,4 @@
-"""Builds and loads the C++ kernel of the mixture; without a compiler, plain torch computes the same."""
+"""Builds and loads the C++ kernels; without a compiler, plain torch computes the same."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.cpp", "depthwise.cpp"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-DAT_PARALLEL_OPENMP=1")
 SWITCH = "DNAS_KERNEL"
 """Environment variable: `plain` computes with torch operators alone."""
@@ -34,7 +34,8 @@ def _processor() -> str:
 
 
 def _library() -> Path:
-    parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, platform.machine(), _processor())
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    parts = (*sources, *FLAGS, torch.__version__, platform.machine(), _processor())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_folder() / f"kernel_{digest}.so"
 
@@ -63,7 +64,7 @@ def _compile_here(folder: str) -> None:
     os.environ["PATH"] = f"{ninja.BIN_DIR}:{os.environ.get('PATH', '')}"  # a venv that is not activated is not in it
     load(
         name="dnas_kernel",
-        sources=[str(SOURCE)],
+        sources=[str(source) for source in SOURCES],
         extra_cflags=list(FLAGS),
         extra_ldflags=["-fopenmp"],
         build_directory=folder,
@@ -72,7 +73,7 @@ def _compile_here(folder: str) -> None:
 
 
 def _describe() -> None:
-    """Tells `torch.compile` the shapes and strides of what the kernel returns."""
+    """Tells `torch.compile` the shapes and strides of what the kernels return."""
 
     def like(x: Tensor, steps: Tensor) -> Tensor:
         rows_apart = steps.dim() == 2 and x.stride(0) * x.shape[0] != x.numel()
@@ -93,6 +94,12 @@ def _describe() -> None:
         grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor]:
         return weights.new_empty(weights.shape), steps.new_empty(steps.shape)
+
+    @torch.library.register_fake("dnas::depthwise_weight_grad")
+    def _(
+        grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+    ) -> Tensor:
+        return x.new_empty((x.shape[1], 1, *kernel))
 
 
 _loaded = False

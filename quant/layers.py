@@ -1,7 +1,8 @@
 """Fixed-bit layers that hold nothing but the arithmetic: what a realised network is trained with.
 
 `training_twin` copies a network of Brevitas layers around the very same parameters. What is trained in the twin is
-trained in the network, bit for bit, without Brevitas' bookkeeping in every step.
+trained in the network, without Brevitas' bookkeeping in every step: bit for bit, but for the weight gradient of depthwise
+convolutions with large kernels, which adds the same products in another order, see `quant.depthwise`.
 """
 
 import copy
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant.brevitas import LearnedStepActivation, LearnedStepQuant, is_fixed, plain_layer
+from quant.depthwise import DepthwiseConv2d, depthwise, has_own_gradient
 from quant.quantizer import quantize_along
 
 
@@ -28,6 +30,8 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
             x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
         return result
+    if has_own_gradient(layer):
+        return depthwise(layer, x, weight)
     if isinstance(layer, nn.modules.conv._ConvNd):
         convolved: Tensor = layer._conv_forward(x, weight, layer.bias)
         return convolved
@@ -90,7 +94,7 @@ def training_twin(model: nn.Module) -> nn.Module:
     """A copy of a network that shares all of its parameters and buffers, with `FixedLayer` in place of Brevitas layers.
 
     Args:
-        model: any network; only layers that `fixed_layer` made are replaced.
+        model: any network; only layers that `fixed_layer` made are replaced, and large depthwise ones get their gradient.
 
     Returns:
         a module of the same type and training mode; an update of its parameters and buffers is one of the model's.
@@ -113,4 +117,6 @@ def training_twin(model: nn.Module) -> nn.Module:
         if isinstance(copied, nn.Module) and not isinstance(copied, FixedLayer):
             # shared, too: what a forward pass assigns anew, and what a move to a device replaces
             copied._parameters, copied._buffers = module._parameters, module._buffers
+            if type(copied) is nn.Conv2d and has_own_gradient(copied):
+                copied.__class__ = DepthwiseConv2d  # what hooks and attributes it has stay
     return twin
