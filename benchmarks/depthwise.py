@@ -39,7 +39,11 @@ def networks(x: Tensor) -> dict[str, nn.Module]:
     space = dnas.build_space(model, x[:8], kernels=(3, 5), min_depth=2, branches=("*.se",))
     supernet = dnas.Supernet(model, space)
     largest = dnas.Architecture(space, {choice.name: choice.options[-1] for choice in space.choices})
-    return {"float": training_twin(model), "fixed": training_twin(dnas.realise(supernet, largest)), "supernet": supernet}
+    return {
+        "float": training_twin(model),
+        "fixed": training_twin(dnas.realise(supernet, largest)),
+        "supernet": supernet,
+    }
 
 
 def step(network: nn.Module, x: Tensor) -> float:

@@ -314,6 +314,17 @@ def _binas(content: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
 
 
+DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
+
+
+def _depthwise(content: dict[str, Any]) -> str:
+    """Milliseconds of a step with torch's weight gradient and with the own one."""
+    lines = ["| training step, ms | torch's weight gradient | own | ratio |", "| --- | --- | --- | --- |"]
+    for name, found in content["steps"].items():
+        lines.append(f"| {DEPTHWISE[name]} | {found['torch']:.0f} | {found['own']:.0f} | {found['ratio']:.1f} |")
+    return "\n".join(lines)
+
+
 def _bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector."""
     heads = ("scores from", "test accuracy, %", "minus best uniform, paired", "search, in retrainings")
@@ -324,7 +335,7 @@ def _bridges(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"dnas.Rank": _rank, "dnas.BinasVerdict": _binas, "dnas.Bridges": _bridges}
+TABLES = {"dnas.Rank": _rank, "dnas.BinasVerdict": _binas, "dnas.Bridges": _bridges, "dnas.Depthwise": _depthwise}
 
 
 def table(content: dict[str, Any]) -> str:
