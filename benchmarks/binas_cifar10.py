@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 import numpy as np
 from pareto_plan import RANDOM, Plan, finished, restore
-from pareto_runs import Setting, architecture_of, caps, float_network, search, uniform_rules
+from pareto_runs import Setting, architecture_of, caps, float_network, quoted, search, uniform_rules
 from pareto_verdict import difference, picture, renamed, summary
 
 from dnas.loaders import regrouped
@@ -52,7 +52,9 @@ def prepare(data: str, runs: Path) -> Setting:
     if not LATENCY.exists():
         setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS[SHARED]))
         write_atomically(LATENCY, (setting.runs / "latency" / "latency.json").read_bytes())
-    measured = replace(setting, overrides=(*setting.overrides, f"cost.latency={LATENCY}", "cost.any_machine=true"))
+    measured = replace(
+        setting, overrides=(*setting.overrides, f"cost.latency={quoted(LATENCY)}", "cost.any_machine=true")
+    )
     float_network(measured, BUDGETS[SHARED])
     return measured
 

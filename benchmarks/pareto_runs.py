@@ -66,9 +66,9 @@ class Setting:
             found = hydra.compose(
                 "config",
                 [
-                    f"experiment={self.experiment}", f"data.path={self.data}", f"folder={folder}", "engine.threads=1",
-                    f"engine.compile={self.compile}", "engine.progress=false", "report.tensorboard=false", *self.overrides,
-                    *overrides,
+                    f"experiment={self.experiment}", f"data.path={quoted(self.data)}", f"folder={quoted(folder)}",
+                    "engine.threads=1", f"engine.compile={self.compile}", "engine.progress=false", "report.tensorboard=false",
+                    *self.overrides, *overrides,
                 ],
             )  # fmt: skip
         OmegaConf.resolve(found)
@@ -119,6 +119,12 @@ class Job:
         return "-".join(parts)
 
 
+def quoted(path: str | Path) -> str:
+    """A path as the value of a Hydra override: spaces, commas and quotes in its name are its own."""
+    text = str(path).replace("'", "\\'")
+    return f"'{text}'"
+
+
 def caps(budgets: Mapping[str, float]) -> tuple[str, ...]:
     """Budgets as the command takes them."""
     return tuple(f"budget.{name}={value}" for name, value in budgets.items())
@@ -167,7 +173,7 @@ def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str,
     folder = setting.runs / f"search-{variant}-{budget_id}-s{seed}"
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(
-        folder, ("preflight", "search", "select"), *caps(budgets), f"seed={seed}", f"model.checkpoint={weights}",
+        folder, ("preflight", "search", "select"), *caps(budgets), f"seed={seed}", f"model.checkpoint={quoted(weights)}",
         *setting.variants.get(variant, ()),
     )  # fmt: skip
     return folder

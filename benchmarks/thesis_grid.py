@@ -27,7 +27,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from cifar10_pareto import setting_of
-from pareto_runs import Setting, accuracies, stamp
+from pareto_runs import Setting, accuracies, quoted, stamp
 from pareto_verdict import components
 
 from dnas.board import Board
@@ -176,7 +176,7 @@ def main() -> None:
     given = parser.parse_args()
     setting = replace(setting_of(given.data, given.runs), overrides=OVERRIDES)
     weights = setting.runs / "float" / "float.safetensors"
-    setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={weights}")
+    setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={quoted(weights)}")
     shared = setting.runs / "grid" / "float.safetensors"
     if not shared.exists():
         shared.write_bytes(weights.read_bytes())
