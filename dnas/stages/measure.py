@@ -1,6 +1,7 @@
 """Latency of every layer's configurations on this machine, and how well their sum predicts whole networks: latency.json."""
 
 import random
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,9 @@ from dnas.space.profile import layer_times, refined, table_entries
 from dnas.stages.context import Run
 from quant.export import export
 from quant.files import write_atomically
+
+BUSY = 0.1
+"""Relative difference of two timings of the same network from which a table says more of the machine's load than of it."""
 
 
 def measure(run: Run) -> None:
@@ -69,7 +73,20 @@ def provide_table(run: Run, space: Space) -> LatencyTable:
         ),
         highlight=False,
     )
+    warn_if_busy(table)
     return table
+
+
+def warn_if_busy(table: LatencyTable) -> None:
+    """Says so where the machine did something else meanwhile."""
+    if table.checked and table.checked["noise"] > BUSY:
+        warnings.warn(
+            f"latency.json: networks that were timed twice differ by {table.checked['noise']:.0%} in the median, as on a "
+            f"machine that does other things too (up to {BUSY:.0%} is usual). Delete latency.json and measure again when it is "
+            "quiet, or raise measure.rounds and measure.seconds",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def write_table(run: Run, table: LatencyTable) -> None:

@@ -1,6 +1,8 @@
 """Measured latency: what is timed, how, how it becomes a cost, and that tables are tied to their machine."""
 
 import json
+import warnings
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from dnas.space.choice import Space
 from dnas.space.cost import build_cost
 from dnas.space.latency import LatencyError, LatencyTable, MeasureConfig, machine, measure_latency, microseconds
 from dnas.stages.context import open_folder
-from dnas.stages.measure import measure_network
+from dnas.stages.measure import measure_network, warn_if_busy
 from tests.networks import Residual, example
 from tests.small import SMALL
 from tests.small import dnas as dnas_command
@@ -208,3 +210,13 @@ def test_single_filters_are_not_timed() -> None:
     model, space = built(granularity="filter")
     with pytest.raises(LatencyError, match=r"space\.granularity"):
         measure_latency(model, example(Residual())[0], space, CONFIG)
+
+
+def test_a_table_of_a_busy_machine_says_so() -> None:
+    quiet = LatencyTable({}, machine(CONFIG), checked={"noise": 0.04})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_busy(quiet)
+        warn_if_busy(replace(quiet, checked=None))
+    with pytest.warns(RuntimeWarning, match=r"differ by 69% .*measure again when it is quiet"):
+        warn_if_busy(replace(quiet, checked={"noise": 0.69}))
