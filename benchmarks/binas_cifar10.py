@@ -39,6 +39,8 @@ BUDGETS = {
 """Shares of the full network at 8 bits."""
 SHARED = "5%, latency 55%"
 """Whose search serves all budgets; its run folders have the table of latencies."""
+FLOAT_EPOCHS = 25
+"""Of the float network: near its end, so that retraining gains nothing from images alone."""
 SCREENED, IMAGES = 3, 2000
 """Uniform networks that are trained, and validation images that rank the others in the supernet."""
 
@@ -47,7 +49,7 @@ def prepare(data: str, runs: Path) -> Setting:
     """The float network, and the latency of every layer: that of the results, or measured now."""
     setting = Setting(
         str(Path(data).resolve()), runs.resolve(), RESULT, "elastic_mobilenet", "binas_cifar10",
-        ("export.fold_batch_norm=true",), {"binas": ()}, "never",
+        ("export.fold_batch_norm=true", f"pretrain.epochs={FLOAT_EPOCHS}"), {"binas": ()}, "never",
     )  # fmt: skip
     if not LATENCY.exists():
         setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS[SHARED]))
