@@ -42,6 +42,7 @@ from dnas.report.rows import (
     seconds_text,
     stand_in,
 )
+from dnas.search.judge import HELD
 from dnas.space.architecture import FRONTIER
 from quant.files import write_atomically
 
@@ -240,11 +241,12 @@ def _estimator(report: Mapping[str, Any]) -> Markup | None:
         "interactions": "How far two choices together differ from the sum of both.",
         "agreement": "Sub-networks that were left out of the fit (the line: equal); bars: 95 % by bootstrap.",
     }
-    explained = 100 * float(found["r2"])
+    explained, judged = 100 * float(found["r2"]), found["judged"]
     text = (
         f"Effect-coded ridge regression on one-shot accuracies. It explains {explained:.0f} % of the variance between left-out "
         f"records; of the rest the images' noise is {found['noise_variance']:.2f} and the misfit "
-        f"{found['misfit_variance']:.2f} (points squared)."
+        f"{found['misfit_variance']:.2f} (points squared). Of {judged['sizes'][-1]['records']:,} records {judged['enough']:,} "
+        f"give a ranking of left-out sub-networks that is as good, within {HELD} of Kendall's tau."
     )
     sentences = [tag("p", sentence) for sentence in found["findings"]]
     pictures = [figure(p, name.replace(" ", "-"), captions[name]) for name, p in estimator_pictures(found).items()]

@@ -17,8 +17,10 @@ from dnas.space.conventions import LayerCost
 from dnas.space.cost import Cost, build_cost
 from dnas.space.latency import LATENCY
 
-SHARES = (0.1, 0.25, 0.5, 1.0)
+SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Of the records, for the ranking over the size of the pool."""
+HELD = 0.01
+"""How far below the whole pool's tau a smaller one's may be to be said to hold it."""
 
 
 def costs_of(cost: Cost, pool: Pool) -> NDArray[np.float64]:
@@ -38,7 +40,8 @@ def judge_estimator(space: Space, pool: Pool, test: Pool, cost: Cost, neighbours
 
     Returns:
         `held_out`, `cost alone`, `band` and `cost alone in band`: agreement; `sizes`: tau over the number of records;
-        `predictors`: agreement of learned ones; `predicted`, `measured` and `costs`: of the test.
+        `enough`: the smallest of these from which on tau is within HELD of that of all; `predictors`: agreement of learned
+        ones; `predicted`, `measured` and `costs`: of the test.
     """
     costs = costs_of(cost, test)
     middle = (costs >= np.quantile(costs, 0.25)) & (costs <= np.quantile(costs, 0.75))
@@ -57,9 +60,24 @@ def judge_estimator(space: Space, pool: Pool, test: Pool, cost: Cost, neighbours
             name: asdict(rank_agreement(fit_predictor(name, space, pool)(test.positions), test.accuracy))
             for name in PREDICTORS
         },
-        "sizes": sizes, "predicted": predicted.tolist(), "measured": test.accuracy.tolist(), "costs": costs.tolist(),
+        "sizes": sizes, "enough": enough([(entry["records"], entry["tau"]) for entry in sizes]),
+        "predicted": predicted.tolist(), "measured": test.accuracy.tolist(), "costs": costs.tolist(),
         "images": int(test.images[0]),
     }  # fmt: skip
+
+
+def enough(taus: Sequence[tuple[int, float]]) -> int:
+    """The least number of records from which on tau stays within HELD of the last, or above it.
+
+    Args:
+        taus: numbers of records, ascending, with their taus.
+    """
+    found = taus[-1][0]
+    for records, tau in reversed(taus):
+        if tau < taus[-1][1] - HELD:
+            break
+        found = records
+    return found
 
 
 def report(

@@ -6,7 +6,7 @@ import numpy as np
 
 from dnas.report.estimator import estimator_pictures
 from dnas.search.effects import fit_effects
-from dnas.search.judge import judge_estimator, report
+from dnas.search.judge import HELD, enough, judge_estimator, report
 from dnas.search.predictors import PREDICTORS
 from dnas.space.choice import Layer
 from dnas.space.cost import build_cost
@@ -46,3 +46,13 @@ def test_savings_predictors_and_pictures() -> None:
     without = estimator_pictures(json.loads(json.dumps(report(space, estimator, judged))))
     assert "effects per saved ms" not in without
     assert np.isfinite([entry["tau"] for entry in content["judged"]["sizes"]]).all()
+    assert content["judged"]["enough"] == enough([(e["records"], e["tau"]) for e in content["judged"]["sizes"]])
+
+
+def test_the_smallest_pool_that_holds_the_ranking() -> None:
+    near = 0.9 - HELD / 2
+    assert enough([(100, 0.9)]) == 100
+    assert enough([(100, 0.5), (200, near), (500, 0.93), (1000, 0.9)]) == 200
+    assert (
+        enough([(100, near), (200, 0.5), (500, near), (1000, 0.9)]) == 500
+    )  # a small pool that was lucky does not count
