@@ -314,6 +314,35 @@ def _binas(content: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
 
 
+GAINS = {
+    "depth": "depth", "filters, first block": "expansion, first block", "filters, other blocks": "expansion, others",
+    "kernel": "kernel", "branch": "squeeze-and-excitation", "weight_bits": "weight bits", "act_bits": "activation bits",
+}  # fmt: skip
+
+
+def _binas_findings(content: dict[str, Any]) -> str:
+    """Points of accuracy from the smallest to the largest option, by stage; the paper's findings; how well it ranks."""
+    lines = [
+        "| from smallest to largest, points | " + " | ".join(GAINS.values()) + " |",
+        "| --- " * (len(GAINS) + 1) + "|",
+    ]
+    for row in content["stages"]:
+        gains = [f"{row[name][0]:+.2f} ± {row[name][1]:.2f}" for name in GAINS]
+        lines.append(f"| stage {row['stage'] + 1}, each choice | {' | '.join(gains)} |")
+    claims = [
+        f"{name[0].upper()}{name[1:]}: **{found['holds']}** ({found['difference']:+.2f} ± {found['error']:.2f} points)."
+        for name, found in content["claims"].items()
+    ]
+    ranks = [
+        f"held-out networks {_tau(one['held_out'])}, those in the middle half of costs {_tau(one['band'])}; cost alone "
+        f"{_tau(one['cost alone'])} and {_tau(one['cost alone in band'])}; {one['enough']:,} of "
+        f"{one['sizes'][-1]['records']:,} records would have done; other predictors: "
+        + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
+        for one in content["judged"]
+    ]
+    return "\n".join([*lines, "", " ".join(claims), "", *(f"Kendall's tau, 95 %: {rank}." for rank in ranks)])
+
+
 DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
 
 
@@ -335,7 +364,13 @@ def _bridges(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"dnas.Rank": _rank, "dnas.BinasVerdict": _binas, "dnas.Bridges": _bridges, "dnas.Depthwise": _depthwise}
+TABLES = {
+    "dnas.Rank": _rank,
+    "dnas.BinasVerdict": _binas,
+    "dnas.Bridges": _bridges,
+    "dnas.Depthwise": _depthwise,
+    "dnas.BinasFindings": _binas_findings,
+}
 
 
 def table(content: dict[str, Any]) -> str:
