@@ -2,12 +2,14 @@
 
 The paper measures one conditional mean per option. Here one pool of records gives all effects at once: effect-coded ridge
 regression, the first orders of the ANOVA decomposition of accuracy under the distribution that sub-networks are drawn from.
+Its prior knows that choices are alike, of one kind, in one part of the network or in one role: what they have in common is
+learned from all of them (a mixed model: Searle et al. 1992), so that fewer records do.
 The effect of a choice inside a block that may be left out counts only where the block runs, as in the paper's bilinear form.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from dnas.search.pool import Pool
 from dnas.search.scores import Scores, nested
 from dnas.space.choice import Space
 
-STRENGTHS, RATIOS = np.logspace(-2, 4, 25), (1.0, 4.0, 16.0, 64.0, 1e4)
+STRENGTHS, RATIOS = np.logspace(-2, 5, 29), (1.0, 4.0, 16.0, 64.0, 1e4)
 """Of the ridge penalty on main effects, and how much more joint ones are penalised: tried by leaving one record out."""
+SHARES = (0.0, 10.0, 100.0)
+"""Prior variances of what choices have in common, in those of their own main effects: tried in the same way."""
 LEAST = 20
 """Records that an estimator can be fitted to."""
 AVERAGED, LEAST_WEIGHT = 12, 0.01
@@ -116,6 +120,25 @@ class Design:
             opened &= positions[:, self.column[name]] >= least
         return opened
 
+    def common(self, space: Space) -> Array:
+        """Which main effects share what: shape (columns of main effects, shared effects), 0 or 1.
+
+        An option shares an effect with that of the same number of all choices of its kind, another one with those of them
+        in the same part of the network, and one with those in the same role there.
+        """
+        shared: dict[tuple[Any, ...], int] = {}
+        entries = []
+        for term in self.terms[: self.mains]:
+            choice = space.choice(term.choices[0])
+            for option in range(term.size):
+                own = (choice.kind, term.size, option)
+                for family in ((), ("part", part_of(choice.name)), ("role", role_of(choice.name))):
+                    column = shared.setdefault((*family, *own), len(shared))
+                    entries.append((term.start + option, column))
+        found = np.zeros((self.terms[self.mains - 1].start + self.terms[self.mains - 1].size, len(shared)))
+        found[tuple(np.array(entries).T)] = 1.0
+        return found
+
     def matrix(self, positions: NDArray[np.int64]) -> Array:
         """Shape (n, columns), from positions of shape (n, choices)."""
         found = np.zeros((len(positions), self.size))
@@ -128,28 +151,51 @@ class Design:
         return found
 
 
+def part_of(name: str) -> str:
+    """The part of the network that a choice is in: its path up to the first number, and that number."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return parts[0]
+
+
+def role_of(name: str) -> str:
+    """What a choice is to its block: its path with a star for every number."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 @dataclass(frozen=True)
 class Estimator:
     """Expected accuracy (%) of any architecture of a space.
 
     intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
-    error, of the posterior under the ridge's prior, averaged over the strengths by how well they predict left-out records.
-    noise: variance of a record that its images explain; misfit: the rest
-    of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint effects.
+    error, of the posterior under the prior, averaged over the strengths by how well they predict left-out records.
+    covariance: of the main effects, shape (columns, columns) of these. noise: variance of a record that its images explain;
+    misfit: the rest of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint
+    effects; shared: prior variance of what choices have in common, in that of their own effects.
     """
 
     design: Design
     intercept: float
     effects: Array
     errors: Array
+    covariance: Array
     noise: float
     misfit: float
     r2: float
     strengths: tuple[float, float]
+    shared: float
 
     def predict(self, positions: NDArray[np.int64]) -> Array:
         """Expected accuracy, shape (n,), at positions of shape (n, choices)."""
         return self.intercept + self.design.matrix(positions) @ self.effects
+
+    def contrast(self, weights: Array) -> tuple[float, float]:
+        """A weighted sum of main effects and its standard error; weights of shape (columns,), 0 at joint effects."""
+        mains = weights[: len(self.covariance)]
+        variance = float(mains @ self.covariance @ mains)
+        return float(weights @ self.effects), max(variance, 0.0) ** 0.5
 
     def table(self, term: Term) -> tuple[Array, Array]:
         """Effects and standard errors of a term, shape as the term's: centred as they enter the prediction."""
@@ -194,41 +240,58 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
         raise ValueError(f"a pool of {len(pool)} records; an estimator needs {LEAST} or more (search.pool)")
     design = Design(space, pool, pairs_of(space, neighbours))
     x, y = design.matrix(pool.positions), pool.accuracy - pool.accuracy.mean()
-    mains = sum(term.size for term in design.terms[: design.mains])
-    main, other = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T
+    common = design.common(space)
+    mains = len(common)
+    alike = x[:, :mains] @ common
+    main, other, shared = x[:, :mains] @ x[:, :mains].T, x[:, mains:] @ x[:, mains:].T, alike @ alike.T
     batches = FREE * (pool.batch[:, None] == pool.batch[None, :])
-    spectra = {ratio: np.linalg.eigh(main + other / ratio + batches) for ratio in RATIOS}
-    fits = sorted(fit for ratio, spectrum in spectra.items() for fit in _ridges(spectrum, y, ratio))
+    priors = list(product(RATIOS, SHARES))
+    spectra = {prior: np.linalg.eigh(main + other / prior[0] + prior[1] * shared + batches) for prior in priors}
+    fits = sorted(fit for prior, spectrum in spectra.items() for fit in _ridges(spectrum, y, prior))
     likely = np.array([(fits[0][0] / max(fit[0], 1e-300)) ** (len(y) / 2) for fit in fits[:AVERAGED]])
+    likely = np.where(likely < LEAST_WEIGHT * likely.sum(), 0.0, likely)
     likely /= likely.sum()
     effects, variances, residual = np.zeros(design.size), np.zeros(design.size), 0.0
-    squares = np.zeros(design.size)
-    for weight, (_, strength, ratio) in zip(likely, fits, strict=False):
-        if weight < LEAST_WEIGHT:
+    covariance, each = np.zeros((mains, mains)), []
+    for weight, (_, strength, (ratio, share)) in zip(likely, fits, strict=False):
+        if weight == 0.0:
             continue
-        values, vectors = spectra[ratio]
+        values, vectors = spectra[ratio, share]
         kept = 1.0 / (np.maximum(values, 0.0) / strength + 1.0)
         alpha = vectors @ (kept * (vectors.T @ y))  # what is left of y, as (kernel + 1) alpha = y
         own = float(np.sum(alpha**2) / max(kept.sum(), 1.0))
-        inverse = 1.0 / np.where(np.arange(design.size) < mains, strength, strength * ratio)
-        reduced = np.einsum("cn,nc->c", x.T @ (vectors * kept), vectors.T @ x)
-        found = inverse * (x.T @ alpha)
+        scaled = x * np.where(
+            np.arange(design.size) < mains, 1.0, 1.0 / ratio
+        )  # the records times the prior covariance
+        scaled[:, :mains] += share * alike @ common.T
+        turned = np.sqrt(kept)[:, None] * (vectors.T @ scaled)
+        found = scaled.T @ alpha / strength
+        known = turned[:, :mains].T @ turned[:, :mains] / strength
+        covariance += weight * own * (np.eye(mains) + share * common @ common.T - known) / strength
+        variances[mains:] += (
+            weight * own * np.maximum(1.0 / ratio - np.square(turned[:, mains:]).sum(0) / strength, 0.0) / strength
+        )
         effects += weight * found
-        squares += weight * found**2
-        variances += weight * own * np.maximum(inverse - inverse**2 * reduced, 0.0)
+        each.append((weight, found))
         residual += weight * own
-    errors = np.sqrt(variances + np.maximum(squares - effects**2, 0.0))
+    for weight, found in each:
+        covariance += weight * np.outer((found - effects)[:mains], (found - effects)[:mains])
+        variances[mains:] += weight * (found - effects)[mains:] ** 2
+    variances[:mains] = np.maximum(np.diag(covariance), 0.0)
+    errors = np.sqrt(variances)
     rate = pool.accuracy / 100
     noise = float(np.mean(1e4 * rate * (1 - rate) / pool.images))
     r2 = 1.0 - fits[0][0] / max(float(np.var(y)), 1e-12)
     return Estimator(
-        design, float(pool.accuracy.mean()), effects, errors, noise, max(0.0, residual - noise), r2,
-        (fits[0][1], fits[0][1] * fits[0][2]),
+        design, float(pool.accuracy.mean()), effects, errors, covariance, noise, max(0.0, residual - noise), r2,
+        (fits[0][1], fits[0][1] * fits[0][2][0]), fits[0][2][1],
     )  # fmt: skip
 
 
-def _ridges(spectrum: tuple[Array, Array], y: Array, ratio: float) -> list[tuple[float, float, float]]:
-    """(mean squared error of predictions that leave a record out, strength, ratio) of every strength."""
+def _ridges(
+    spectrum: tuple[Array, Array], y: Array, prior: tuple[float, float]
+) -> list[tuple[float, float, tuple[float, float]]]:
+    """(mean squared error of predictions that leave a record out, strength, prior) of every strength."""
     values, vectors = spectrum
     turned = vectors.T @ y
     found = []
@@ -236,7 +299,7 @@ def _ridges(spectrum: tuple[Array, Array], y: Array, ratio: float) -> list[tuple
         kept = 1.0 / (np.maximum(values, 0.0) / strength + 1.0)
         # y minus its prediction from all other records
         missed = (vectors @ (kept * turned)) / (np.square(vectors) @ kept)
-        found.append((float(np.mean(missed**2)), float(strength), ratio))
+        found.append((float(np.mean(missed**2)), float(strength), prior))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from dnas.search.effects import LEAST, Estimator, fit_effects, summary
+from dnas.search.effects import LEAST, Array, Estimator, fit_effects, part_of, summary
 from dnas.search.pool import Pool
 from dnas.search.predictors import PREDICTORS, fit_predictor
 from dnas.search.rank import rank_agreement
@@ -108,7 +108,7 @@ def report(
     ]  # fmt: skip
     return {
         "intercept": estimator.intercept, "r2": estimator.r2, "noise_variance": estimator.noise,
-        "misfit_variance": estimator.misfit, "strengths": list(estimator.strengths),
+        "misfit_variance": estimator.misfit, "strengths": list(estimator.strengths), "shared": estimator.shared,
         "effects": effects, "joint": joint, "findings": findings(space, estimator), "judged": judged,
     }  # fmt: skip
 
@@ -119,23 +119,21 @@ def findings(space: Space, estimator: Estimator) -> list[str]:
     What is compared are the slopes of the effects over a choice's options, by the part of the network that the choice is in;
     two differ if they are further apart than chance alone would put any two of all parts in one case of twenty (Bonferroni).
     """
-    slopes: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for entry in summary(space, estimator):
-        options = np.asarray(entry["options"], dtype=float)
-        if entry["kind"] == "filters":
+    slopes: dict[str, dict[str, list[Array]]] = {}
+    for term in estimator.design.terms[: estimator.design.mains]:
+        choice = space.choice(term.choices[0])
+        options = np.asarray(choice.options, dtype=float)
+        if choice.kind == "filters":
             options = options / options[-1]
-        weights = (options - options.mean()) / np.sum((options - options.mean()) ** 2)
-        slope = float(weights @ np.asarray(entry["effects"]))
-        error = float(np.sqrt(np.sum((weights * np.asarray(entry["errors"])) ** 2)))
-        slopes.setdefault(entry["kind"], {}).setdefault(part_of(entry["choice"]), []).append((slope, error))
-    found = []
-    for kind, parts in slopes.items():
-        means = {
-            part: (float(np.mean([s for s, _ in own])), float(np.sqrt(sum(e * e for _, e in own))) / len(own))
-            for part, own in parts.items()
-        }
-        found.append(_sentence(kind, means))
-    return found
+        weights = np.zeros(estimator.design.size)
+        weights[term.start : term.start + term.size] = (options - options.mean()) / np.sum(
+            (options - options.mean()) ** 2
+        )
+        slopes.setdefault(choice.kind, {}).setdefault(part_of(choice.name), []).append(weights)
+    return [
+        _sentence(kind, {part: np.mean(own, 0) for part, own in parts.items()}, estimator)
+        for kind, parts in slopes.items()
+    ]
 
 
 UNITS = {
@@ -145,27 +143,19 @@ UNITS = {
 }  # fmt: skip
 
 
-def _sentence(kind: str, means: dict[str, tuple[float, float]]) -> str:
+def _sentence(kind: str, parts: Mapping[str, Array], estimator: Estimator) -> str:
     name, unit = UNITS.get(kind, (kind, "per option"))
-    order: Sequence[str] = sorted(means, key=lambda part: -means[part][0])
+    order = sorted(parts, key=lambda part: -estimator.contrast(parts[part])[0])
     best, least = order[0], order[-1]
-    slope, error = means[best]
+    slope, error = estimator.contrast(parts[best])
     if len(order) == 1:
         return f"{name.capitalize()}: {slope:+.2f} +- {error:.2f} points {unit} in {best}."
-    other, spread = means[least]
+    other, spread = estimator.contrast(parts[least])
+    difference, deviation = estimator.contrast(parts[best] - parts[least])
     pairs = len(order) * (len(order) - 1) / 2
-    if slope - other < float(norm.isf(0.025 / pairs)) * (error**2 + spread**2) ** 0.5:
+    if difference < float(norm.isf(0.025 / pairs)) * deviation:
         return f"{name.capitalize()}: no part of the network differs from another by more than chance."
     return (
         f"{name.capitalize()} pay most in {best}: {slope:+.2f} +- {error:.2f} points {unit}; least in {least}: "
         f"{other:+.2f} +- {spread:.2f}."
     )
-
-
-def part_of(name: str) -> str:
-    """The part of the network that a choice is in: its path up to the first number, and that number."""
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: i + 1])
-    return parts[0]
