@@ -1,6 +1,6 @@
 """What BINAS' estimator says of a network: `python benchmarks/binas_findings.py RUN_FOLDER...`, one run per seed.
 
-From the `estimator.json` of runs of `dnas experiment=binas_cifar10`: how well it ranks sub-networks that it never saw, how
+From the pools of runs of `dnas experiment=binas_cifar10`: how well it ranks sub-networks that it never saw, how
 many records would have done, and what options are worth in every stage, from the smallest to the largest, where their block
 runs. The paper found that depth and width pay most in deeper stages and at the first block of each stage: is that so here?
 Writes results/binas_findings.json.
@@ -8,92 +8,114 @@ Writes results/binas_findings.json.
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pareto_runs import stamp
+from rich.console import Console
+
+from dnas.engine import Engine, EngineConfig
+from dnas.search.effects import fit_effects
+from dnas.search.judge import findings, judge_estimator
+from dnas.search.pool import Pool
+from dnas.searcher import JUDGED_FILE, POOL_FILE
+from dnas.space.cost import build_cost
+from dnas.stages.context import Run, open_folder
 
 RESULT = Path(__file__).parent / "results" / "binas_findings.json"
 KINDS = ("depth", "filters", "kernel", "branch", "weight_bits", "act_bits")
 TWO_SIDED = 1.96
+BOTH = (True, False)
+Gain = list[NDArray[np.float64]]
+"""Weights of main effects, for every run."""
 
 
-def gain(entry: dict[str, Any]) -> tuple[float, float]:
-    """Points of accuracy from the smallest to the largest option, and their standard error (of uncorrelated effects)."""
-    return entry["effects"][-1] - entry["effects"][0], float(np.hypot(entry["errors"][-1], entry["errors"][0]))
+def gains(estimator: Any) -> list[tuple[tuple[int, int], str, NDArray[np.float64]]]:
+    """Stage and block, kind, and the contrast of the largest and the smallest option, of every choice of a stage."""
+    found = []
+    for term in estimator.design.terms[: estimator.design.mains]:
+        parts = term.choices[0].split(".")
+        if parts[0] == "stages":
+            weights = np.zeros(estimator.design.size)
+            weights[term.start + term.size - 1], weights[term.start] = 1.0, -1.0
+            found.append(((int(parts[1]), int(parts[2])), parts[-1], weights))
+    return found
 
 
-def mean(gains: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
-    """Mean of gains and its standard error."""
-    values, errors = zip(*gains, strict=True) if (gains := list(gains)) else ((), ())
-    return (float(np.mean(values)), float(np.linalg.norm(errors)) / len(values)) if values else None
+def mean(estimators: Sequence[Any], kind: str, stages: Sequence[int], blocks: Sequence[bool]) -> Gain:
+    """Of the choices of a kind in some stages, in first blocks (True), in others (False): the mean contrast of every run."""
+    return [
+        np.mean([w for (stage, block), k, w in gains(e) if k == kind and stage in stages and (block == 0) in blocks], 0)
+        for e in estimators
+    ]
 
 
-def place(choice: str) -> tuple[int, int] | None:
-    """Stage and block that a choice is in; None outside of the elastic stages."""
-    parts = choice.split(".")
-    return (int(parts[1]), int(parts[2])) if parts[0] == "stages" else None
+def valued(estimators: Sequence[Any], gain: Gain) -> tuple[float, float]:
+    """The mean of contrasts over the runs and its standard error: what choices have in common is in the covariance."""
+    values, errors = zip(*(e.contrast(weights) for e, weights in zip(estimators, gain, strict=True)), strict=True)
+    return float(np.mean(values)), float(np.linalg.norm(errors)) / len(values)
 
 
-def by_stage(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_stage(estimators: Sequence[Any]) -> list[dict[str, Any]]:
     """For every stage and kind of choice the mean gain over its choices and over the runs; of filters also by block."""
-    found: dict[tuple[int, str, bool], list[tuple[float, float]]] = {}
-    for report in reports:
-        for entry in report["effects"]:
-            where = place(entry["choice"])
-            if where is not None:
-                found.setdefault((where[0], entry["kind"], where[1] == 0), []).append(gain(entry))
     rows = []
-    for stage in sorted({key[0] for key in found}):
+    for stage in sorted({stage for (stage, _), _, _ in gains(estimators[0])}):
         row: dict[str, Any] = {"stage": stage}
         for kind in KINDS:
-            row[kind] = mean([*found.get((stage, kind, True), []), *found.get((stage, kind, False), [])])
-        row["filters, first block"] = mean(found[stage, "filters", True])
-        row["filters, other blocks"] = mean(found[stage, "filters", False])
+            row[kind] = valued(estimators, mean(estimators, kind, [stage], BOTH))
+        row["filters, first block"] = valued(estimators, mean(estimators, "filters", [stage], [True]))
+        row["filters, other blocks"] = valued(estimators, mean(estimators, "filters", [stage], [False]))
         rows.append(row)
     return rows
 
 
-def claim(more: tuple[float, float], less: tuple[float, float]) -> dict[str, Any]:
+def claim(estimators: Sequence[Any], more: Gain, less: Gain) -> dict[str, Any]:
     """Whether the first gain is larger than the second by more than chance."""
-    difference, error = more[0] - less[0], float(np.hypot(more[1], less[1]))
+    difference, error = valued(estimators, [a - b for a, b in zip(more, less, strict=True)])
     holds = (
         "yes" if difference > TWO_SIDED * error else "no, the opposite" if difference < -TWO_SIDED * error else "open"
     )
     return {"difference": difference, "error": error, "holds": holds}
 
 
-def claims(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def claims(estimators: Sequence[Any]) -> dict[str, Any]:
     """The paper's findings, tested."""
-    first, last = rows[0], rows[-1]
-    starts, others = (
-        mean(row[f"filters, {blocks} block{end}"] for row in rows) for blocks, end in (("first", ""), ("other", "s"))
-    )
-    assert starts is not None
-    assert others is not None
+    stages = sorted({stage for (stage, _), _, _ in gains(estimators[0])})
+
+    def deeper(kind: str) -> dict[str, Any]:
+        return claim(estimators, *(mean(estimators, kind, [stages[end]], BOTH) for end in (-1, 0)))
+
     return {
-        "depth pays more in the last stage than in the first": claim(last["depth"], first["depth"]),
-        "width pays more in the last stage than in the first": claim(last["filters"], first["filters"]),
-        "width pays more in the first block of a stage than in the others": claim(starts, others),
+        "depth pays more in the last stage than in the first": deeper("depth"),
+        "width pays more in the last stage than in the first": deeper("filters"),
+        "width pays more in the first block of a stage than in the others": claim(
+            estimators, *(mean(estimators, "filters", stages, [first]) for first in (True, False))
+        ),
     }
 
 
-def judged(report: dict[str, Any]) -> dict[str, Any]:
+def judged(run: Run, pool: Pool) -> dict[str, Any]:
     """How well an estimator ranks, without the single networks."""
-    return {key: value for key, value in report["judged"].items() if key not in ("predicted", "measured", "costs")}
+    test = Pool.from_json(run.folder.read(JUDGED_FILE, "search"), run.space)
+    found = judge_estimator(run.space, pool, test, build_cost(run.space, "bops"))
+    return {key: value for key, value in found.items() if key not in ("predicted", "measured", "costs")}
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    reports = [json.loads((run / "estimator.json").read_text(encoding="utf-8")) for run in parser.parse_args().runs]
-    rows = by_stage(reports)
+    quiet = Console(quiet=True)
+    runs = [open_folder(folder, Engine(EngineConfig(), quiet), quiet) for folder in parser.parse_args().runs]
+    pools = [Pool.from_json(run.folder.read(POOL_FILE, "search"), run.space) for run in runs]
+    estimators = [fit_effects(run.space, pool) for run, pool in zip(runs, pools, strict=True)]
     content = {
-        "type": "dnas.BinasFindings", "version": 1, "stages": rows, "claims": claims(rows),
-        "judged": [judged(report) for report in reports], "findings": [report["findings"] for report in reports], **stamp(0.0),
+        "type": "dnas.BinasFindings", "version": 1, "stages": by_stage(estimators), "claims": claims(estimators),
+        "judged": [judged(run, pool) for run, pool in zip(runs, pools, strict=True)],
+        "findings": [findings(run.space, estimator) for run, estimator in zip(runs, estimators, strict=True)], **stamp(0.0),
     }  # fmt: skip
     del content["seconds"]
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

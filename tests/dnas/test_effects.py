@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dnas.models import elastic_mobilenet
+from dnas.search import effects
 from dnas.search.budget import Budget
 from dnas.search.classical import conditional_means
 from dnas.search.effects import fit_effects, gates_by_choice, pairs_of
@@ -251,3 +252,30 @@ def test_left_out_records_are_predicted_as_well_as_new_ones() -> None:
     new = pool(space, value, 2000, 1, noise=2.0)
     r2 = 1 - float(np.mean((estimator.predict(new.positions) - new.accuracy) ** 2) / np.var(new.accuracy))
     assert abs(estimator.r2 - r2) < 0.15
+
+
+def test_what_choices_have_in_common_is_learned_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where choices of a kind are worth the same, few records predict better than if each were learned alone; errors of
+    contrasts know that effects move together."""
+    space = elastic()
+    kinds = sorted({choice.kind for choice in space.searched()})
+
+    def value(positions: np.ndarray) -> np.ndarray:
+        total = np.full(len(positions), 50.0)
+        for i, choice in enumerate(space.choices):
+            if choice.searched:
+                total += (1 + kinds.index(choice.kind)) * positions[:, i]
+        return total
+
+    records, test = pool(space, value, 100, 5, noise=4.0), pool(space, value, 300, 6)
+    found = fit_effects(space, records)
+    monkeypatch.setattr(effects, "SHARES", (0.0,))
+    alone = fit_effects(space, records)
+    assert found.shared > 0
+    missed, missed_alone = (float(np.mean((e.predict(test.positions) - test.accuracy) ** 2)) for e in (found, alone))
+    assert missed < 0.7 * missed_alone
+    assert np.allclose(np.sqrt(np.diag(found.covariance)), found.errors[: len(found.covariance)])
+    first, second = [t for t in found.design.terms[: found.design.mains] if t.shape == (2,)][:2]
+    slope = np.zeros(found.design.size)
+    slope[[first.start + 1, second.start + 1]], slope[[first.start, second.start]] = 1.0, -1.0
+    assert found.contrast(slope)[0] == pytest.approx(float(slope @ found.effects))
