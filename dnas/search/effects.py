@@ -19,7 +19,7 @@ from dnas.search.pool import Pool
 from dnas.search.scores import Scores, nested
 from dnas.space.choice import Space
 
-STRENGTHS, RATIOS = np.logspace(-2, 5, 29), (1.0, 4.0, 16.0, 64.0, 1e4)
+STRENGTHS, RATIOS = np.logspace(-2, 5, 29), (1.0, 16.0, 1e4)
 """Of the ridge penalty on main effects, and how much more joint ones are penalised: tried by leaving one record out."""
 SHARES = (0.0, 10.0, 100.0)
 """Prior variances of what choices have in common, in those of their own main effects: tried in the same way."""
