@@ -36,7 +36,7 @@ def effects_picture(entries: Sequence[Mapping[str, Any]], saved: str | None = No
     """What every option adds to the accuracy, with standard errors: a panel per kind, choices in the order of the layers.
 
     Args:
-        entries: `choice`, `kind`, `options`, `effects`, `errors`: lists over the options; `saved`: by the name of a cost what
+        entries: as of `dnas.search.effects.summary`, lists over the options; `saved`: by the name of a cost what
             an option saves against the dearest one.
         saved: shows what an option loses against the dearest one per unit of this cost that it saves; kinds of choices that
             save nothing are left out.
@@ -73,7 +73,7 @@ def _draw_effects(axes: Axes, entries: Sequence[Mapping[str, Any]], saved: str |
             if saved:
                 if i == len(values) - 1 or spared[i] <= 0:
                     continue
-                value, error = (values[-1] - values[i]) / spared[i], float(np.hypot(error, errors[-1])) / spared[i]
+                value, error = (values[-1] - values[i]) / spared[i], entry["loss_errors"][i] / spared[i]
             option = _option(entry, i)
             shift = (options.index(option) - (len(options) - 1) / 2) * 0.7 / max(len(options), 1)
             axes.errorbar(

@@ -171,9 +171,10 @@ class Estimator:
 
     intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
     error, of the posterior under the prior, averaged over the strengths by how well they predict left-out records.
-    covariance: of the main effects, shape (columns, columns) of these. noise: variance of a record that its images explain;
-    misfit: the rest of the residual variance; r2: of the left-out predictions. strengths: of the penalty on main and on joint
-    effects; shared: prior variance of what choices have in common, in that of their own effects.
+    covariance: of the main effects less their mean over the options, shape (columns, columns) of these. noise: variance of a
+    record that its images explain; misfit: the rest of the residual variance; r2: of the left-out predictions. strengths: of
+    the penalty on main and on joint effects; shared: prior variance of what choices have in common, in that of their own
+    effects.
     """
 
     design: Design
@@ -277,6 +278,11 @@ def fit_effects(space: Space, pool: Pool, neighbours: bool = False) -> Estimator
     for weight, found in each:
         covariance += weight * np.outer((found - effects)[:mains], (found - effects)[:mains])
         variances[mains:] += weight * (found - effects)[mains:] ** 2
+    centring = np.eye(mains)  # what shifts all options of a choice alike says nothing, and no record knows it
+    for term in design.terms[: design.mains]:
+        columns = slice(term.start, term.start + term.size)
+        centring[columns, columns] -= term.centre[0]
+    covariance = centring @ covariance @ centring.T
     variances[:mains] = np.maximum(np.diag(covariance), 0.0)
     errors = np.sqrt(variances)
     rate = pool.accuracy / 100
@@ -304,12 +310,19 @@ def _ridges(
 
 
 def summary(space: Space, estimator: Estimator) -> list[dict[str, Any]]:
-    """The main effects as plain data: choice, kind, options, effects, errors; for reports."""
+    """The main effects as plain data: choice, kind, options, effects, errors; for reports.
+
+    `loss_errors`: of the difference between the last option's effect and each one's.
+    """
+    each = np.eye(estimator.design.size)
     return [
         {
             "choice": term.choices[0], "kind": space.choice(term.choices[0]).kind,
             "options": list(space.choice(term.choices[0]).options),
             "effects": estimator.table(term)[0].tolist(), "errors": estimator.table(term)[1].tolist(),
+            "loss_errors": [
+                estimator.contrast(each[term.start + term.size - 1] - each[term.start + i])[1] for i in range(term.size)
+            ],
         }
         for term in estimator.design.terms[: estimator.design.mains]
     ]  # fmt: skip

@@ -144,9 +144,10 @@ def test_effects_lie_within_their_standard_errors() -> None:
                 np.zeros((1, len(space.choices)), dtype=np.int64),
             )
             high[0, estimator.design.column[term.choices[0]]] = 1
-            effects, errors = estimator.table(term)
-            found = effects[1] - effects[0]
-            inside += abs(found - float(value(high)[0] - value(low)[0])) < 1.96 * 2**0.5 * float(errors.max())
+            weights = np.zeros(estimator.design.size)
+            weights[[term.start, term.start + 1]] = -1.0, 1.0
+            found, error = estimator.contrast(weights)
+            inside += abs(found - float(value(high)[0] - value(low)[0])) < 1.96 * error
             count += 1
     assert count > 40
     assert stats.binom.cdf(inside, count, 0.95) > 1e-3

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from dnas.report.estimator import estimator_pictures
 from dnas.search.effects import fit_effects
@@ -31,6 +32,9 @@ def test_savings_predictors_and_pictures() -> None:
         wanted = [cost.at(dearest) - cost.at({**dearest, entry["choice"]: i}) for i in range(len(entry["options"]))]
         assert entry["saved"]["latency_us"] == wanted
         assert (max(wanted) > 0) == (entry["kind"] == "filters")
+        assert entry["loss_errors"][-1] == 0.0
+        if len(entry["options"]) == 2:  # both move by the same, to opposite sides
+            assert entry["loss_errors"][0] == pytest.approx(sum(entry["errors"]))
     assert set(content["judged"]["predictors"]) == set(PREDICTORS)
     assert (
         content["judged"]["predictors"]["linear"]["tau"] < content["judged"]["held_out"]["tau"]
