@@ -40,7 +40,7 @@ BUDGETS = {
 SHARED = "5%, latency 55%"
 """Whose search serves all budgets; its run folders have the table of latencies."""
 FLOAT_EPOCHS = 25
-"""Of the float network: near its end, so that retraining gains nothing from images alone."""
+"""Of the float network; the experiment's 10 leave it still learning."""
 SCREENED, IMAGES = 3, 2000
 """Uniform networks that are trained, and validation images that rank the others in the supernet."""
 

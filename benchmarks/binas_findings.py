@@ -113,7 +113,8 @@ def main() -> None:
     pools = [Pool.from_json(run.folder.read(POOL_FILE, "search"), run.space) for run in runs]
     estimators = [fit_effects(run.space, pool) for run, pool in zip(runs, pools, strict=True)]
     content = {
-        "type": "dnas.BinasFindings", "version": 1, "stages": by_stage(estimators), "claims": claims(estimators),
+        "type": "dnas.BinasFindings", "version": 1, "seeds": [run.config.seed for run in runs],
+        "stages": by_stage(estimators), "claims": claims(estimators),
         "judged": [judged(run, pool) for run, pool in zip(runs, pools, strict=True)],
         "findings": [findings(run.space, estimator) for run, estimator in zip(runs, estimators, strict=True)], **stamp(0.0),
     }  # fmt: skip

@@ -336,7 +336,7 @@ def _binas_findings(content: dict[str, Any]) -> str:
     ranks = [
         f"held-out networks {_tau(one['held_out'])}, those in the middle half of costs {_tau(one['band'])}; cost alone "
         f"{_tau(one['cost alone'])} and {_tau(one['cost alone in band'])}; {one['enough']:,} of "
-        f"{one['sizes'][-1]['records']:,} records would have done; other predictors: "
+        f"{one['sizes'][-1]['records']:,} records are needed for it, within 0.01; other predictors: "
         + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
         for one in content["judged"]
     ]
@@ -348,9 +348,15 @@ DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed wid
 
 def _depthwise(content: dict[str, Any]) -> str:
     """Milliseconds of a step with torch's weight gradient and with the own one."""
-    lines = ["| training step, ms | torch's weight gradient | own | ratio |", "| --- | --- | --- | --- |"]
+    lines = ["| ms | torch's weight gradient | own | ratio |", "| --- | --- | --- | --- |"]
     for name, found in content["steps"].items():
-        lines.append(f"| {DEPTHWISE[name]} | {found['torch']:.0f} | {found['own']:.0f} | {found['ratio']:.1f} |")
+        lines.append(f"| step, {DEPTHWISE[name]} | {found['torch']:.0f} | {found['own']:.0f} | {found['ratio']:.1f} |")
+    for found in content["layers"]:
+        side, size = found["kernel"], found["size"]
+        name = (
+            f"gradient, {side}x{side}, {found['channels']} channels of {size}x{size}{'' if side > 3 else ' (not used)'}"
+        )
+        lines.append(f"| {name} | {found['torch']:.2f} | {found['own']:.2f} | {found['ratio']:.1f} |")
     return "\n".join(lines)
 
 

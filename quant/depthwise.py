@@ -1,7 +1,7 @@
 """Depthwise convolutions with large kernels: the same forward pass, a weight gradient that is one sweep over the images.
 
-torch's own takes 2 to 20 times as long on CPUs where kernels have more than 3x3 entries: most of a training step of a
-MobileNet with 5x5 kernels (`benchmarks/depthwise.py`).
+torch's own is slow on CPUs where kernels have more than 3x3 entries: half of a training step of a MobileNet with 5x5 kernels
+(`benchmarks/depthwise.py`).
 """
 
 from typing import Any, TypeGuard
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from quant.kernel import kernel_available
 
 TORCH_IS_FAST = 9
-"""Entries of a kernel up to which torch's own gradient is as fast."""
+"""Entries of a kernel up to which torch's own gradient is the faster one."""
 
 
 def has_own_gradient(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether `depthwise` computes what this layer does, and faster: by its class and arguments alone."""
     return (
         isinstance(layer, nn.Conv2d)
+        and type(layer)._conv_forward is nn.Conv2d._conv_forward
         and layer.in_channels == layer.out_channels == layer.groups
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
@@ -57,12 +58,14 @@ class _Depthwise(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
+        second = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True: by torch alone
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and second, False]
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, stride, padding, dilation, False, [0, 0], len(weight), [True, False, False]
-            )[0]
-        if ctx.needs_input_grad[1]:
+        if any(wanted):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, stride, padding, dilation, False, [0, 0], len(weight), wanted
+            )
+        if ctx.needs_input_grad[1] and not second:
             grad_weight = torch.ops.dnas.depthwise_weight_grad(grad, x, weight.shape[2:], stride, padding, dilation)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
@@ -70,7 +73,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def depthwise(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of a layer with another weight; first derivatives only where the own gradient is used.
+    """The convolution of a layer with another weight.
 
     Args:
         layer: one that `has_own_gradient`.

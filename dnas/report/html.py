@@ -245,8 +245,8 @@ def _estimator(report: Mapping[str, Any]) -> Markup | None:
     text = (
         f"Effect-coded ridge regression on one-shot accuracies. It explains {explained:.0f} % of the variance between left-out "
         f"records; of the rest the images' noise is {found['noise_variance']:.2f} and the misfit "
-        f"{found['misfit_variance']:.2f} (points squared). Of {judged['sizes'][-1]['records']:,} records {judged['enough']:,} "
-        f"give a ranking of left-out sub-networks that is as good, within {HELD} of Kendall's tau."
+        f"{found['misfit_variance']:.2f} (points squared). {judged['enough']:,} of {judged['sizes'][-1]['records']:,} "
+        f"records are needed for this ranking of left-out sub-networks, within {HELD} of Kendall's tau."
     )
     sentences = [tag("p", sentence) for sentence in found["findings"]]
     pictures = [figure(p, name.replace(" ", "-"), captions[name]) for name, p in estimator_pictures(found).items()]

@@ -170,7 +170,8 @@ class Estimator:
     """Expected accuracy (%) of any architecture of a space.
 
     intercept: the mean accuracy of the pool. effects and errors: shape (columns,), an option's effect and its standard
-    error, of the posterior under the prior, averaged over the strengths by how well they predict left-out records.
+    error, of the posterior under the prior, averaged over the strengths by how well they predict left-out records. Effects
+    are shrunk towards 0, which errors do not cover: the mean of many choices may be too small by more than its error.
     covariance: of the main effects less their mean over the options, shape (columns, columns) of these. noise: variance of a
     record that its images explain; misfit: the rest of the residual variance; r2: of the left-out predictions. strengths: of
     the penalty on main and on joint effects; shared: prior variance of what choices have in common, in that of their own

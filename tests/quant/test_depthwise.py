@@ -51,6 +51,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     layer = nn.Conv2d(2, 2, 5, stride=2, padding=2, groups=2).double()
     x = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, weight: depthwise(layer, x, weight), (x, layer.weight))
+    assert torch.autograd.gradgradcheck(lambda x, weight: depthwise(layer, x, weight), (x, layer.weight))
 
 
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
@@ -67,6 +68,13 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
     assert torch.equal(found[0], found[2])
 
 
+class Doubled(nn.Conv2d):
+    """Computes something else."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return 2 * super()._conv_forward(input, weight, bias)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -76,6 +84,7 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
         nn.Conv2d(6, 6, 5, padding=2, padding_mode="reflect", groups=6),
         nn.Conv2d(6, 6, 5, padding="same", groups=6),
         nn.Conv1d(6, 6, 11, groups=6),
+        Doubled(6, 6, 5, groups=6),
         nn.Linear(6, 6),
     ],
 )
