@@ -1,7 +1,7 @@
 """Depthwise convolutions with large kernels: the same forward pass, a weight gradient that is one sweep over the images.
 
-torch's own is slow on CPUs where kernels have more than 3x3 entries: half of a training step of a MobileNet with 5x5 kernels
-(`benchmarks/depthwise.py`).
+torch's own is slow on CPUs where kernels have more than 3x3 entries: nearly half of a training step of a MobileNet with 5x5
+kernels (`benchmarks/depthwise.py`).
 """
 
 from typing import Any, TypeGuard
