@@ -111,8 +111,9 @@ int64_t rows_of(const Tensor& steps) { return steps.dim() == 2 ? steps.size(1) :
 
 // A tensor without gaps, its rows one after the other; whatever the order of the dimensions within a row.
 Tensor dense(const Tensor& x, const Tensor& steps) {
-  if (steps.dim() == 2 && x.stride(0) * x.size(0) != x.numel()) return x.contiguous();
-  return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x);
+  const bool whole = x.is_non_overlapping_and_dense();
+  if (steps.dim() == 2) return whole && x.stride(0) * x.size(0) == x.numel() ? x : x.contiguous();
+  return whole ? x : at::empty_like(x).copy_(x);
 }
 
 // What belongs to the options, without gaps: each of shape (K,) or, where dimension 0 of x holds filters, (K, filters).

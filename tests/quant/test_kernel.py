@@ -60,6 +60,7 @@ def test_shapes_and_strides_are_told_to_the_compiler() -> None:
         x.contiguous(memory_format=torch.channels_last),
         x.transpose(0, 1).contiguous().transpose(0, 1),
         x[..., ::2],
+        torch.randn(4, 4, 8, 8)[:, :, ::2, ::2].transpose(0, 1),
     )
     lower, upper, weights = torch.tensor([-2.0, -8.0]), torch.tensor([1.0, 7.0]), torch.tensor([0.0, 1.0])
     for tensor in layouts:
