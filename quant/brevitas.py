@@ -84,6 +84,10 @@ class LearnedStepQuant(nn.Module):
         """The integer codes of x as floats, shaped like x."""
         return integers(x.transpose(0, self.axis), self.positive_step(), self.specs).transpose(0, self.axis)
 
+    def values(self, codes: Tensor) -> Tensor:
+        """What integer codes stand for, shaped like them."""
+        return codes * self._along(self.positive_step(), codes.dim())
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantised x, scale, zero point and bit width, as Brevitas expects them."""
         y = quantize_along(x, self.step, self.weight, self.lower, self.upper, self.axis, self.batched)
@@ -237,6 +241,15 @@ def _check_channels(layer: nn.Module, activation: LearnedStepQuant, what: str) -
         )
 
 
+def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what torch's `kind` does and nothing else: no forward of its own or of its class, no hook."""
+    parts = ("forward", "_conv_forward")
+    own = any(
+        part in vars(layer) or getattr(type(layer), part, None) is not getattr(kind, part, None) for part in parts
+    )
+    return isinstance(layer, kind) and not own and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def fixed_layer(
     layer: nn.Module,
     weight: QuantSpec | Sequence[QuantSpec],
@@ -247,7 +260,7 @@ def fixed_layer(
 
     Args:
         layer: nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear, or a subclass with the same
-            forward; its weights and (float) bias are copied.
+            forward, without forward hooks; its weights and (float) bias are copied.
         weight: grid of the weights, signed, 2 to 8 bits, or one for each filter; those differ in width alone.
         weight_step: shape (filters,), positive; filters is weight.shape[0], for transposed convolutions
             weight.shape[1] (output channels of one group). Becomes a learned parameter.
@@ -257,14 +270,16 @@ def fixed_layer(
         a QuantConv*, QuantConvTranspose* or QuantLinear that returns plain tensors, in the training mode of `layer`.
 
     Raises:
-        TypeError: another type of layer.
+        TypeError: another type of layer, or one that computes more.
         ValueError: steps or grids of the wrong number or sign, an unsigned grid, a width outside 2..8, or an activation
             quantiser for other channels.
     """
-    kind = next((k for k in _KINDS if isinstance(layer, k) and type(layer).forward is k.forward), None)
+    kind = next((k for k in _KINDS if computes_as(layer, k)), None)
     if kind is None:
         allowed = ", ".join(kind.__name__ for kind in _KINDS)
-        raise TypeError(f"fixed_layer: cannot quantise {type(layer).__name__}; allowed: {allowed}")
+        raise TypeError(
+            f"fixed_layer: cannot quantise {type(layer).__name__}; allowed: {allowed}, with torch's forward and without hooks"
+        )
     if not isinstance(activation, LearnedStepActivation):
         raise TypeError(f"fixed_layer: activation is {type(activation).__name__}; make it with act_quantizer(...)")
     values: Tensor = layer.weight  # type: ignore[assignment]

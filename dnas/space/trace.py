@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from quant.brevitas import computes_as
+
 SEARCHABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 """Layers that are quantised; subclasses with a forward of their own are not."""
 
@@ -113,9 +115,9 @@ class _Recorder(TorchDispatchMode):
 
 
 def is_searchable(module: nn.Module) -> bool:
-    """Whether a module is one of the `SEARCHABLE` types, with torch's own forward and a weight that is a parameter."""
+    """Whether a module computes what one of the `SEARCHABLE` types does, with a weight that is a parameter."""
     own = isinstance(module._parameters.get("weight"), nn.Parameter)  # not so under weight or spectral normalisation
-    return own and any(isinstance(module, kind) and type(module).forward is kind.forward for kind in SEARCHABLE)
+    return own and any(computes_as(module, kind) for kind in SEARCHABLE)
 
 
 @contextmanager

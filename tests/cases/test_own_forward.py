@@ -43,6 +43,29 @@ class OwnForwards(nn.Module):
         return self.head(self.c(self.b(self.a(x))).relu())
 
 
+class Centred(nn.Conv2d):
+    """Torch's forward, which asks the layer itself for the convolution."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Hooked(nn.Module):
+    """A layer that computes through `_conv_forward`, two with hooks, one with a forward put on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = Centred(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 1)
+        self.b.register_forward_hook(lambda module, args, output: 3 * output)
+        self.c.register_forward_pre_hook(lambda module, args: (args[0] + 0.5,))
+        plain = self.d.forward
+        self.d.forward = lambda x: plain(x).tanh()
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.d(self.c(self.b(self.a(x)).relu()).relu()))
+
+
 class Conditional(nn.Conv2d):
     """The weight follows the input: there is none to quantise."""
 
@@ -70,6 +93,21 @@ def test_masked_equals_realised() -> None:
     names = {name for name, _ in supernet.model.named_parameters()}
     assert not {name for name in names if name.startswith(("a.module", "c.module"))}  # one weight is trained, not two
     assert {"b.module.norm.weight", "b.module.norm.bias"} <= names
+
+
+def test_hooks_and_what_a_layer_overrides_are_kept() -> None:
+    supernet = check(Hooked)
+    assert {layer.name for layer in supernet.space.layers} == {"a.layer", "b.layer", "c.layer", "d.layer", "head.fc"}
+
+
+def test_eight_bits_come_near_the_model() -> None:
+    torch.manual_seed(0)
+    model, x = Hooked().eval(), torch.randn(64, 3, 12, 12)
+    space = dnas.build_space(model, x, weight_bits=(8,), act_bits=(8,), filters=(1.0,))
+    supernet = dnas.Supernet(model, space).eval()
+    wanted = model(x)
+    for network in (supernet, dnas.realise(supernet, supernet.most_probable()).eval()):
+        assert float((network(x) - wanted).detach().abs().max()) < 0.05 * float(wanted.detach().std())
 
 
 def test_the_model_is_left_as_it_was() -> None:
