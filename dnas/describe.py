@@ -243,13 +243,14 @@ def _export(small: nn.Module, inputs: tuple[Any, ...], format: Format, network: 
 
 
 @torch.no_grad()
-def _other_outputs(small: nn.Module, inputs: tuple[Any, ...], found: Sequence[Tensor]) -> str:
-    """What onnxruntime's outputs differ in from torch's by more than rounding; empty where they do not.
+def _other_outputs(model: nn.Module, given: tuple[Any, ...], found: Sequence[Tensor]) -> str:
+    """What onnxruntime's outputs differ in from torch's, on the CPU, by more than rounding; empty where they do not.
 
     A value on a rounding boundary takes the other code, which may move the outputs by more than the tolerance: two
     executors may differ about as far as noise moves the outputs of one.
     """
-    wanted = [x.cpu() for x in tensors_of(small(*inputs))]
+    small, inputs = copy.deepcopy(model).cpu(), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, given)
+    wanted = tensors_of(small(*inputs))
     if len(found) != len(wanted):
         return f"onnxruntime has {len(found)} outputs, torch {len(wanted)}"
     moves = [0.0] * len(wanted)
@@ -257,7 +258,7 @@ def _other_outputs(small: nn.Module, inputs: tuple[Any, ...], found: Sequence[Te
         torch.manual_seed(0)
         for _ in range(DRAWS):
             runs = zip(tensors_of(small(*inputs)), wanted, strict=True)
-            moves = [max(move, _apart(got.cpu(), want)) for move, (got, want) in zip(moves, runs, strict=True)]
+            moves = [max(move, _apart(got, want)) for move, (got, want) in zip(moves, runs, strict=True)]
     for index, (got, want, move) in enumerate(zip(found, wanted, moves, strict=True)):
         if got.shape != want.shape:
             return f"output {index} has shape {list(got.shape)} in onnxruntime, {list(want.shape)} in torch"

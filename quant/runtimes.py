@@ -1,7 +1,8 @@
 """Runs exported files and returns the logits together with the integer codes of every quantised input."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,36 +50,43 @@ def _use(name: str, seen: dict[str, Any]) -> str:
     return name if count == 0 else f"{name}#{count}"
 
 
-def torch_runner(model: nn.Module) -> Runner:
-    """Runs the network in torch (eval mode, its training flags are restored)."""
+class TorchRunner:
+    """Runs a copy of the network in torch, on the CPU, in evaluation mode: GPUs compute in other precisions (TF32)."""
 
-    def run(images: Tensor) -> Run:
+    def __init__(self, model: nn.Module) -> None:
+        """Copies the network."""
+        self.model = copy.deepcopy(model).cpu().eval()
+
+    def __call__(self, images: Tensor, given: Mapping[str, NDArray[np.int16]] | None = None) -> Run:
+        """One batch.
+
+        Args:
+            images: as the network takes them.
+            given: codes that quantised inputs are replaced by, by use; `Run.codes` and `Run.scaled` are then what the
+                network itself makes of the layers before.
+        """
         codes: dict[str, NDArray[np.int16]] = {}
         scaled: dict[str, NDArray[np.float64]] = {}
         handles = []
-        for layer in quantised_layers(model):
+        for layer in quantised_layers(self.model):
             quantiser = layer.module.input_quant.quantiser  # type: ignore[union-attr]
 
-            def hook(module: nn.Module, args: Any, name: str = layer.name, quantiser: Any = quantiser) -> None:
+            def hook(module: nn.Module, args: Any, name: str = layer.name, quantiser: Any = quantiser) -> Any:
                 use = _use(name, codes)
-                codes[use] = quantiser.codes(args[0]).to(torch.int16).cpu().numpy()
-                scaled[use] = quantiser.scaled(args[0]).double().cpu().numpy()
+                codes[use] = quantiser.codes(args[0]).to(torch.int16).numpy()
+                scaled[use] = quantiser.scaled(args[0]).double().numpy()
+                if given is None:
+                    return None
+                return (quantiser.values(torch.from_numpy(given[use]).to(args[0].dtype)), *args[1:])
 
             handles.append(layer.module.register_forward_pre_hook(hook))
-        modes = {module: module.training for module in model.modules()}
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
-            model.eval()
             with torch.no_grad():
-                logits = _first(model(images.to(device))).cpu().numpy()
+                logits = _first(self.model(images.cpu())).numpy()
         finally:
             for handle in handles:
                 handle.remove()
-            for module, training in modes.items():
-                module.training = training
         return Run(logits, codes, scaled)
-
-    return run
 
 
 def integer_runner(reference: IntegerReference) -> Runner:

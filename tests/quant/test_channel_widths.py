@@ -18,7 +18,7 @@ from quant.brevitas import act_quantizer, fixed_layer
 from quant.export import FORMATS, Format, export
 from quant.graph import read_layers
 from quant.integer import integer_reference
-from quant.runtimes import onnxruntime_runner, qonnx_runner, torch_runner
+from quant.runtimes import TorchRunner, onnxruntime_runner, qonnx_runner
 from quant.spec import QuantSpec
 from quant.verify import VerificationError, verify
 
@@ -77,7 +77,7 @@ def test_codes_are_the_same_everywhere(kind: Any, grid: tuple[bool, bool], bits:
     expected = alone(model, kind, x)
     assert torch.equal(model[0].input_quant(x), expected)
     steps = model[0].input_quant.quantiser.step.detach()
-    ours = torch_runner(model)(x).codes["0"]
+    ours = TorchRunner(model)(x).codes["0"]
     along = steps if kind is nn.Linear else steps.reshape(-1, *[1] * (x.dim() - 2))
     assert np.array_equal(ours, torch.round(expected / along).numpy())
     for format in FORMATS:

@@ -106,7 +106,7 @@ def test_folded_files_verify(kind: Network, tmp_path: Path) -> None:
     folded = {layer["name"]: layer["batch_norm"] for layer in result["layers"]["qcdq"] if "batch_norm" in layer}
     assert folded == folded_names(tmp_path / "True.qcdq.onnx") != {}
     for found in result["runtimes"].values():
-        assert found["largest_untied_logit_difference"] < 1e-5
+        assert found["largest_followed_logit_difference"] < 1e-5
         assert found["tied_images"] <= 3
 
 
