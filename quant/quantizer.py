@@ -101,6 +101,8 @@ def quantize(x: Tensor, step: Tensor, spec: QuantSpec, batched: bool = False) ->
 def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80) -> Tensor:
     """The step of least squared error, by grid search from 1/40 of the full range up to the full range.
 
+    The full range is the one in which the largest magnitude is no larger than the grid's upper end, whatever its sign.
+
     Args:
         x: sample of the tensor; filters along dimension 0 where per_filter.
         spec: the grid.
@@ -117,8 +119,7 @@ def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80)
         whole = largest.amax() if float(largest.amax()) > 0 else torch.ones((), device=x.device)
         largest = torch.where(largest > 0, largest, whole.expand_as(largest))
         shares = [0.025 + (1.0 - 0.025) * i / candidates for i in range(1, candidates + 1)]
-        span = float(max(spec.upper, -spec.lower))
-        steps = torch.stack([largest / span * share for share in shares], 1)
+        steps = torch.stack([largest / float(spec.upper) * share for share in shares], 1)
         best = steps.gather(1, _least_error(flat, steps, spec).unsqueeze(1)).squeeze(1).clamp_min(MIN_STEP)
         return best if per_filter else best[0]
 

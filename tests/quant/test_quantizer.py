@@ -79,8 +79,6 @@ def test_fit_step_is_the_best_of_its_grid(
     monkeypatch.setattr(quant.quantizer, "kernel_available", lambda: loaded and kernel_available())
     x = torch.randn(3, 200, generator=generator)
     x = x if spec.signed else x.abs()
-    span = max(spec.upper, -spec.lower)
-
     def error(row: Tensor, step: float) -> float:
         return sum((slow_code(v, step, spec) * step - v) ** 2 for v in row.tolist())
 
@@ -88,12 +86,28 @@ def test_fit_step_is_the_best_of_its_grid(
     for row, step in zip(x, found.tolist(), strict=True):
         largest = float(row.abs().max())
         best = error(row, step)
-        grid = [largest / span * (0.025 + 0.975 * i / 80) for i in range(1, 81)]
+        grid = [largest / spec.upper * (0.025 + 0.975 * i / 80) for i in range(1, 81)]
         nearest = min(range(80), key=lambda i: abs(grid[i] - step))
         assert abs(grid[nearest] - step) < 1e-5 * step
         for other in (*range(max(nearest - 2, 0), min(nearest + 3, 80)), 79):
             assert best <= error(row, grid[other]) * (1 + 1e-4) + 1e-9
     assert torch.equal(fit_step(x.flatten(), spec, per_filter=False), fit_step(x, spec, per_filter=False))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_no_larger_step_fits_few_values_better(bits: int, generator: torch.Generator) -> None:
+    spec, filters = QuantSpec(bits, True), torch.randn(50, 9, generator=generator)
+    shares = torch.linspace(0.025, 2.0, 80)
+    steps = filters.abs().amax(1, keepdim=True) / spec.upper * shares
+    codes = (filters[:, None] / steps[..., None]).round().clamp(spec.lower, spec.upper)
+    least = (codes * steps[..., None] - filters[:, None]).square().sum(2).amin(1)
+    found = (quantize(filters, fit_step(filters, spec, True), spec) - filters).square().sum(1)
+    assert float(found.sum()) < 1.05 * float(least.sum())
+
+
+def test_fit_step_keeps_what_the_grid_holds() -> None:
+    x, spec = torch.tensor([[-1.0, 0.0, 1.0]]), QuantSpec(2, True)
+    assert torch.equal(quantize(x, fit_step(x, spec, True), spec), x)
 
 
 def test_fit_step_of_zeros() -> None:
