@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,44 @@ def _trace(
     return traced
 
 
+def _check_values(layers: list[QuantisedLayer], inputs: tuple[Tensor, ...]) -> None:
+    """What runtimes would refuse, or compute nonsense from, is refused here."""
+    for index, x in enumerate(inputs):
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise ValueError(f"export: input {index} is {x.dtype}; allowed: torch.float32. Give it as x.float()")
+    for layer in layers:
+        tensors = {"weight": layer.module.weight, "bias": layer.module.bias, "weight step": layer.weight_step}
+        tensors["activation step"] = layer.activation_step
+        for what, values in tensors.items():
+            if not isinstance(values, Tensor):
+                continue
+            if values.dtype != torch.float32:
+                raise ValueError(
+                    f"export: layer {layer.name}: {what} is {values.dtype}; allowed: torch.float32. Export model.float()"
+                )
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"export: layer {layer.name}: {what} holds values that are not finite: its training diverged. "
+                    "Train again with a smaller learning rate"
+                )
+
+
+def _renamed(layers: list[str], names: Mapping[str, str]) -> dict[str, str]:
+    """The name to write for every layer.
+
+    Raises:
+        ValueError: names for something else than a quantised layer, or one name for two.
+    """
+    unknown = sorted(set(names) - set(layers))
+    if unknown:
+        raise ValueError(f"export: names has {unknown}; quantised layers are {layers}")
+    found = {layer: names.get(layer, layer) for layer in layers}
+    twice = sorted(name for name, count in Counter(found.values()).items() if count > 1)
+    if twice:
+        raise ValueError(f"export: several layers would be named {twice}; give each a name of its own")
+    return found
+
+
 def export(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...] | Tensor,
@@ -183,7 +222,8 @@ def export(
             runs what the file says.
 
     Raises:
-        ValueError: an unknown format, or a network without quantised layers.
+        ValueError: an unknown format, a network without quantised layers, layers or inputs of another type than float32,
+            values that are not finite, or names of no layer or for several.
     """
     if format not in FORMATS:
         raise ValueError(f"export: format is {format!r}; allowed: {', '.join(FORMATS)}")
@@ -192,10 +232,11 @@ def export(
     layers = quantised_layers(clone)
     if not layers:
         raise ValueError("export: the model has no quantised layers; make them with quant.brevitas.fixed_layer")
+    _check_values(layers, inputs)
+    renamed = _renamed([layer.name for layer in layers], names or {})
     norms = foldable(clone) if fold_batch_norm else {}
     template = _trace(clone, layers, norms, tuple(x.detach().cpu() for x in inputs))
     layers, folded = fold(template, layers, norms)
-    renamed = {layer.name: (names or {}).get(layer.name, layer.name) for layer in layers}
     result = expand(template, layers, format, renamed)
     described = [
         {

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from quant.brevitas import quantised_layers
 from quant.graph import ExportedLayer, layers_of
@@ -41,7 +42,9 @@ Runner = Callable[[Tensor], Run]
 
 
 def _first(result: Any) -> Tensor:
-    found: Tensor = result if isinstance(result, Tensor) else result[0]
+    """The first tensor in nested tuples, lists and dicts, or of what can be indexed."""
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    found: Tensor = tensors[0] if tensors else result[0]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -197,3 +198,40 @@ def test_movedim_from_the_last_dimension(tmp_path: Path) -> None:
     export(model, x, tmp_path / "net.onnx", "qcdq")
     (found,) = session(tmp_path / "net.onnx").run(None, {"input": x.numpy()})
     np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda model, x: (model.double(), x), r"layer stem: weight is torch\.float64; allowed: torch\.float32"),
+        (lambda model, x: (model, x.half()), r"input 0 is torch\.float16; allowed: torch\.float32"),
+    ],
+)
+def test_other_types_than_float32_are_refused(change: Any, text: str, tmp_path: Path) -> None:
+    model, x = change(network(Residual), images(Residual, 2))
+    with pytest.raises(ValueError, match=text):
+        export(model, x, tmp_path / "net.onnx", "qcdq")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("parameter", ["head.weight", "head.bias"])
+def test_values_that_are_not_finite_are_refused(parameter: str, format: Format, tmp_path: Path) -> None:
+    model = network(Residual)
+    with torch.no_grad():
+        model.get_parameter(parameter).reshape(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=r"layer head: (weight|bias) holds values that are not finite"):
+        export(model, images(Residual, 2), tmp_path / "net.onnx", format)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ({"stem": "a", "head": "a"}, r"several layers would be named \['a'\]"),
+        ({"stem": "head"}, r"several layers would be named \['head'\]"),
+        ({"tail": "a"}, r"names has \['tail'\]; quantised layers are"),
+    ],
+)
+def test_names_belong_to_one_layer_each(names: dict[str, str], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=text):
+        export(network(Residual), images(Residual, 2), tmp_path / "net.onnx", "qcdq", names)

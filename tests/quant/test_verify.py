@@ -178,6 +178,19 @@ def test_a_network_that_is_not_finite_is_not_verified(tmp_path: Path) -> None:
         verify(model, x, x, {"qcdq": tmp_path / "net.onnx"})
 
 
+class Named(Residual):
+    """Returns its logits in a dict, inside a tuple."""
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor]]:  # type: ignore[override]
+        return ({"logits": super().forward(x)},)
+
+
+def test_nested_outputs(tmp_path: Path) -> None:
+    model, x = network(Named), images(Residual, 4)
+    found = verify(model, x, x, files(model, x, tmp_path))
+    assert {run["images"] for run in found["runtimes"].values()} == {4}
+
+
 def test_saturated_values_may_differ(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Tied(100.2).eval()
