@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from dnas.space.choice import Space
 from dnas.space.cost import Cost
 
-TILTS = np.concatenate([np.linspace(-20.0, 0.0, 9)[:-1], np.linspace(0.0, 60.0, 31)])
-"""Tilts whose costs are looked up; the cost falls with the tilt."""
+_EITHER = np.geomspace(1.0, 4096.0, 37)
+TILTS = np.concatenate([-_EITHER[::-1], np.zeros(1), _EITHER])
+"""Tilts whose costs are looked up; the cost falls with the tilt, from about the space's largest to about its smallest."""
 LOOKUP = 64
 """Draws per tilt of that table."""
-ATTEMPTS = 50
+CANDIDATES = 32
+"""Draws of which the one nearest to the wanted cost is taken."""
 
 
 def spent(
@@ -57,7 +59,8 @@ def draw(
     uniform = generator.random((count, len(marginal)))
     draws = np.zeros(uniform.shape, dtype=np.int64)
     for i, own in enumerate(marginal):
-        weights = np.exp(-tilt * (own - own.min()) / total)
+        slopes = -tilt * (own - own.min()) / total
+        weights = np.exp(slopes - slopes.max())
         edges = np.cumsum(weights / weights.sum())
         draws[:, i] = np.minimum(np.searchsorted(edges, uniform[:, i], side="right"), len(weights) - 1)
     return draws
@@ -103,7 +106,7 @@ class Neighbours:
 class Sampler:
     """Random architectures of a space; within a band of a cost, where one is given, spread evenly over its logarithm.
 
-    The n-th draw depends on the seed and n alone.
+    A band may reach beyond what draws cost: they are then spread over the part that they reach. The n-th draw depends on the seed and n alone.
     """
 
     def __init__(
@@ -127,13 +130,10 @@ class Sampler:
         self._limits = {cost.name: band[1]}
         self._marginals = marginals(space, [cost], self._limits)
         generator = np.random.default_rng([seed, 1])
-        self._medians = np.array(
-            [
-                float(np.median(spent(space, [cost], self._limits, draw(self._marginals, tilt, generator, LOOKUP))))
-                for tilt in TILTS
-            ]
-        )
-        reachable = float(self._medians.min()) * band[1], float(self._medians.max()) * band[1]
+        draws = [draw(self._marginals, tilt, generator, LOOKUP) for tilt in TILTS]
+        medians = np.array([np.median(spent(space, [cost], self._limits, found)) for found in draws])
+        self._logs = np.minimum.accumulate(np.log(medians))
+        reachable = float(np.exp(self._logs[-1])) * band[1], float(np.exp(self._logs[0])) * band[1]
         if reachable[0] > band[1] or reachable[1] < band[0]:
             raise ValueError(
                 f"search.band allows {cost.name} from {band[0]:.4g} to {band[1]:.4g}, but random architectures of this space "
@@ -145,20 +145,13 @@ class Sampler:
         generator = np.random.default_rng([self.seed, 2, number])
         if self.cost is None or self.band is None:
             return draw(self._marginals, 0.0, generator, 1)[0]
-        low, high = self.band
-        closest: tuple[float, NDArray[np.int64]] | None = None
-        for _ in range(ATTEMPTS):
-            target = float(np.exp(generator.uniform(np.log(low / high), 0.0)))
-            tilt = float(np.interp(-target, -self._medians, TILTS))
-            found = draw(self._marginals, tilt, generator, 1)
-            share = float(spent(self.space, [self.cost], self._limits, found)[0])
-            if low / high <= share <= 1.0:
-                return found[0]
-            miss = max(low / high - share, share - 1.0)
-            if closest is None or miss < closest[0]:
-                closest = (miss, found[0])
-        assert closest is not None
-        return closest[1]
+        lowest, highest = float(np.log(self.band[0] / self.band[1])), 0.0
+        wanted = generator.uniform(max(lowest, self._logs[-1]), min(highest, self._logs[0]))
+        tilt = float(np.interp(-wanted, -self._logs, TILTS))
+        found = draw(self._marginals, tilt, generator, CANDIDATES)
+        logs = np.log(spent(self.space, [self.cost], self._limits, found))
+        outside = np.maximum(np.maximum(lowest - logs, logs - highest), 0.0)
+        return found[np.lexsort((np.abs(logs - wanted), outside))[0]]
 
     def named(self, number: int) -> dict[str, int]:
         """The same by the choices' names."""

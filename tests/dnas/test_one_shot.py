@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from dnas.board import Board
@@ -150,9 +151,19 @@ def test_draws_stay_in_the_band_and_spread_over_it() -> None:
     values = np.array([cost.at(sampler.named(i)) for i in range(400)]) / full
     assert (values >= 0.03).mean() == 1.0
     assert (values <= 0.3).mean() == 1.0
-    share = np.log(values / 0.03) / np.log(10)
-    for low in (0.0, 0.25, 0.5, 0.75):
-        assert ((share >= low) & (share <= low + 0.25)).mean() > 0.12
+    assert kstest(np.log(values / 0.03) / np.log(10), "uniform").pvalue > 0.01
+
+
+def test_draws_spread_over_what_a_band_lets_them_reach() -> None:
+    _, space = built()
+    cost = build_cost(space, "bops")
+    smallest, largest = (cost.at(space.extreme(side)) for side in (False, True))
+    sampler = Sampler(space, 0, cost, (smallest / 10, largest * 10))
+    values = np.array([cost.at(sampler.named(i)) for i in range(400)])
+    assert values.min() < 1.1 * smallest
+    assert values.max() > largest / 1.1
+    places = np.log(values / smallest) / np.log(largest / smallest)
+    assert (np.histogram(places, np.linspace(0, 1, 6))[0] > 50).all()
 
 
 def test_without_a_band_every_option_is_drawn_alike() -> None:
