@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dnas.config import STAGES, ConfigError, check_overrides, parse_config
 from dnas.engine import Engine
-from dnas.run import NOT_IDENTITY, RunError, RunFolder, digest, is_run_folder, open_run, stored_config
+from dnas.run import NOT_IDENTITY, RunError, RunFolder, differences, digest, is_run_folder, open_run, stored_config
 from dnas.stages.context import Run, as_started
 from dnas.stages.export import export
 from dnas.stages.frontier import frontier
@@ -36,6 +36,8 @@ RUN_STAGE: dict[str, Any] = {
     "export": export,
     "report": report,
 }
+OPTIONS = {"select": "select", "frontier": "select", "export": "export"}
+"""The section with a stage's own options, which are not the run's identity."""
 BASE = Path("runs")
 
 
@@ -70,11 +72,12 @@ def run_stages(config: DictConfig, overrides: list[str], console: Console) -> Pa
     run = Run(as_started(parsed, opened), opened, Engine(parsed.engine, console), console)
     wanted = STAGES if parsed.stage == "all" else (parsed.stage,)
     for stage in wanted:
-        if run.folder.finished(stage):
+        options = OmegaConf.to_container(config[OPTIONS[stage]], resolve=True) if stage in OPTIONS else None
+        if run.folder.finished(stage) and not _again(run.folder, stage, options, overrides, console):
             console.print(f"{stage}: finished before, in {folder}", highlight=False)
             continue
         console.rule(stage)
-        with run.folder.stage(stage):
+        with run.folder.stage(stage, options):  # type: ignore[arg-type]
             RUN_STAGE[stage](run)
     if run.folder.finished("report"):
         show(run)
@@ -100,6 +103,29 @@ def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]
     for key in ("stage", *(key for key in given if key.split(".")[0] in ("engine", "select", "export", "report"))):
         OmegaConf.update(stored, key, OmegaConf.select(config, key), merge=False, force_add=True)
     return folder, stored
+
+
+def _again(folder: RunFolder, stage: str, options: Any, overrides: list[str], console: Console) -> bool:
+    """Whether a finished stage runs again, since it is given other options than it had.
+
+    Raises:
+        RunError: it is given others, and what later stages made rests on it.
+    """
+    had = folder.options(stage)
+    asked = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if had is None or not any(key.split(".")[0] == OPTIONS[stage] for key in asked):
+        return False
+    changed = differences(had, options, OPTIONS[stage])
+    if not changed:
+        return False
+    after = [later for later in STAGES[STAGES.index(stage) + 1 :] if stage == "select" and folder.finished(later)]
+    if after:
+        raise RunError(
+            f"{folder.path}: {stage} has finished with other options ({'; '.join(changed)}), and {', '.join(after)} rest on "
+            "it; nothing was changed. Use another folder=..., or leave these keys out"
+        )
+    console.print(f"{stage}: again, with other options ({'; '.join(changed)})", highlight=False)
+    return True
 
 
 def terminal() -> Console:

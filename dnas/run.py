@@ -79,14 +79,22 @@ class RunFolder:
         """Whether a stage is done."""
         return any(record["stage"] == stage for record in self.stages())
 
+    def options(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage was given that is not the run's identity; None where that was not recorded."""
+        return next((r.get("options") for r in self.stages() if r["stage"] == stage), None)
+
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Records a stage as finished if its body ends without an error; its seconds are those of the last attempt."""
+    def stage(self, name: str, options: dict[str, Any] | None = None) -> Iterator[None]:
+        """Records a stage as finished if its body ends without an error; its seconds are those of the last attempt.
+
+        `options`: those of its own that may differ when a run is continued.
+        """
         reset_peak_memory()
         start = time.perf_counter()
         yield
         record = {"stage": name, "seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb()}
-        self.write_json("stages.json", [*self.stages(), record])
+        record |= {} if options is None else {"options": options}
+        self.write_json("stages.json", [*(r for r in self.stages() if r["stage"] != name), record])
 
 
 def identity(content: DictConfig) -> dict[str, Any]:

@@ -102,6 +102,23 @@ def test_a_finished_run_is_left_alone(
     assert content(run) == before
 
 
+def test_other_options_of_a_finished_stage(
+    run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export is done again; a selection that later stages rest on is refused."""
+    shutil.copytree(run, "copy")
+    before = content(empty / "copy")
+    assert dnas(monkeypatch, "folder=copy", "stage=select", "select.solver=highs") == 1
+    assert "select.solver is 'auto' there, 'highs' here" in " ".join(capsys.readouterr().err.split())
+    assert content(empty / "copy") == before
+    assert dnas(monkeypatch, "folder=copy", "stage=export", "export.fold_batch_norm=true") == 0
+    assert "again, with other options (export.fold_batch_norm" in capsys.readouterr().out
+    verified = json.loads((empty / "copy" / "verify.json").read_text())
+    assert [layer for layer in verified["layers"]["qcdq"] if "batch_norm" in layer]
+    assert dnas(monkeypatch, "folder=copy", "stage=export", "export.fold_batch_norm=true") == 0
+    assert "finished before" in capsys.readouterr().out
+
+
 def test_another_configuration_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
