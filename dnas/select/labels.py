@@ -8,6 +8,7 @@ resource-constrained shortest path.)
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +49,13 @@ class Found:
     bound: float
 
 
+def rounding_of(graph: Graph, limits: Numbers, prices: Sequence[Numbers]) -> float:
+    """How far off a path's value plus what is left of its limits, at these prices, may be."""
+    values = [float(np.abs(step.value).max(initial=0.0)) for step in graph.steps]
+    paid = max((float(price @ np.abs(limits)) for price in prices), default=0.0)
+    return 1e-15 * len(values) * (sum(values) + paid)
+
+
 class _Search:
     """Label setting for one graph and one set of limits."""
 
@@ -61,9 +69,7 @@ class _Search:
             gain = step.value - step.cost @ price + after[step.enter]
             order = np.lexsort([-gain, step.leave])
             self.sorted.append((order, gain[order]))
-        values = [float(np.abs(step.value).max(initial=0.0)) for step in graph.steps]
-        paid = max(float(price @ np.abs(limits)) for price in prices)
-        self.rounding = 1e-15 * len(values) * (sum(values) + paid)
+        self.rounding = rounding_of(graph, limits, prices)
 
     def run(self, threshold: float, most: int) -> tuple[Path | None, bool]:
         """A best path, if any reaches the threshold, else one or none; and whether nothing promising was dropped.
@@ -152,7 +158,8 @@ def best_within(graph: Graph, limits: Numbers, deadline: float, precision: float
     if dual.bound == -np.inf:
         return Found(None, -np.inf)
     lowest = -to_go(graph, np.zeros(len(limits)), -1.0)[0][0]
-    if dual.bound < lowest - 1e-9 * max(abs(lowest), abs(dual.bound)):
+    rounding = 1e-9 * max(abs(lowest), abs(dual.bound)) + rounding_of(graph, limits, dual.prices)
+    if dual.incumbent is None and dual.bound < lowest - rounding:
         return Found(None, -np.inf)
     slack = np.flatnonzero(dual.prices[0] <= 0.0)
     if len(slack) and len(slack) < len(limits):  # budgets without a price seldom bind: first without them

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, example
+from torch import nn
 
 from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
@@ -72,7 +73,7 @@ def everything(spaces: dict[str, Space]) -> dict[str, Everything]:
 
 def random_scores(space: Space, rng: np.random.Generator, monotone: bool) -> Scores:
     values = {c.name: tuple(rng.normal(size=len(c.options)).tolist()) for c in space.choices}
-    return Scores(values, "measured").monotone() if monotone else Scores(values, "measured")
+    return Scores(values, "measured").monotone(space) if monotone else Scores(values, "measured")
 
 
 @pytest.mark.parametrize("name", ["chain", "pairs", "separable", "concat", "residual"])
@@ -234,3 +235,20 @@ def test_random_architectures_at_the_ends(spaces: dict[str, Space]) -> None:
     assert dict(random_architecture(space, Budget(bops=1e12), 0).options) == full
     with pytest.raises(BudgetError, match="smallest architecture"):
         random_architecture(space, Budget(bops=1e-6), 0)
+
+
+@pytest.mark.parametrize("names", [("bops",), ("bops", "weight_bits")])
+def test_the_smallest_costs_can_be_asked_for(names: tuple[str, ...]) -> None:
+    """Where budgets leave only the lowest-scored architecture, rounding does not make it unreachable."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    space = build_space(net, (torch.rand(4, 3, 8, 8),))
+    caps = {name: build_cost(space, name).at(space.extreme(False)) for name in names}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        rows = {c.name: np.sort(rng.random(c.width)) for c in space.choices}
+        scores = Scores({name: tuple((row - row[0]).tolist()) for name, row in rows.items()}, "random")
+        found = select(scores, space, Budget(**caps))
+        assert {name: found.cost(name) for name in names} == caps
