@@ -24,7 +24,7 @@ def sensitivities(run: Run, supernet: Supernet, seed: int) -> Scores:
     supernet.eval()
     base = supernet.with_filters(full)
     scores, _ = switch_options(supernet, base, images, run.float_model(), run.config.search.distill)
-    return scores.monotone()
+    return scores.monotone(run.space)
 
 
 def greedy(scores: Scores, run: Run, budget: Budget) -> Architecture:

@@ -110,7 +110,7 @@ def random_scores(space: Space, seed: int) -> Scores:
         loss = options[-1] / options - 1 if choice.kind == "filters" else 4.0 ** (2 - options)
         loss = generator.lognormal() * loss * (1 + NOISE * generator.normal(size=len(options)))
         values[choice.name] = tuple((-loss).tolist())
-    return Scores(values, "random").monotone()
+    return Scores(values, "random").monotone(space)
 
 
 def within(space: Space, scores: Scores, share: float, costs: tuple[str, ...]) -> Problem:

@@ -200,7 +200,7 @@ def score(supernet: Supernet, budget: Budget, choices: Any, teacher: nn.Module |
 
     Args:
         supernet: trained.
-        budget: `measured` switches options around the architecture that it selects.
+        budget: `measured` switches options around the architecture that it selects, at first by what the search learned.
         choices: batches of held-back images.
         teacher: for the distillation part of the measured loss.
         config: method, images and rounds.
@@ -208,7 +208,7 @@ def score(supernet: Supernet, budget: Budget, choices: Any, teacher: nn.Module |
     if config.scores != "measured":
         return supernet.scores(config.scores)
     found = first_batches(choices, config.score_images)
-    scores = supernet.scores("gradient")
+    scores = supernet.scores("logits" if config.searcher == "score_function" else "gradient")
     for _ in range(config.score_rounds):
         base = select(scores, supernet.space, budget)
         scores = measure_scores(supernet, base, found, teacher, config.distill)

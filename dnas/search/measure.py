@@ -72,7 +72,7 @@ def measure_scores(
         scores in units of the loss, shrunk by their errors (`dnas.search.shrinkage`) and made monotone.
     """
     scores, errors = switch_options(supernet, base, batches, teacher, share)
-    return shrunk(scores, errors, supernet.space).monotone()
+    return shrunk(scores, errors, supernet.space).monotone(supernet.space)
 
 
 def switch_options(

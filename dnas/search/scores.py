@@ -84,14 +84,17 @@ class Scores:
             if _shape(table) != shape or not np.isfinite(np.asarray(table, dtype=float)).all():
                 raise ValueError(f"joint scores of {names}: found {table}, needed are finite numbers of shape {shape}")
 
-    def monotone(self, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
+    def monotone(self, space: Space, weights: Mapping[str, Sequence[float]] | None = None) -> "Scores":
         """The nearest scores that never fall as an option gets dearer (isotonic regression along each choice).
 
-        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise. Joint
-        tables stay as they are: they say by how much options are worth more or less together.
+        A dearer option contains the cheaper one up to retraining; where scores say otherwise, they are noise. Joint pairs of
+        widths stay as they are, since W3A3 does not contain W2A4, and so do joint tables: they say by how much options are
+        worth more or less together.
         """
-        fitted = {}
+        fitted = dict(self.values)
         for name, values in self.values.items():
+            if space.choice(name).kind == "pair_bits":
+                continue
             own = None if weights is None else weights[name]
             rows = [
                 tuple(isotonic_regression(np.asarray(row, dtype=float), weights=own).x.astype(float).tolist())

@@ -177,8 +177,13 @@ class Supernet(nn.Module):
     def calibrate(self, *inputs: Any) -> None:
         """Sets every activation step to the least squared error on these inputs, as the float network sees them."""
         seen: dict[MixedActivation, list[Tensor]] = {}
+
+        def keep(module: MixedLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            (x,) = (*args, *kwargs.values())
+            seen.setdefault(module.activation, []).append(x.detach())
+
         handles = [
-            module.register_forward_pre_hook(lambda m, args: seen.setdefault(m.activation, []).append(args[0].detach()))
+            module.register_forward_pre_hook(keep, with_kwargs=True)
             for module in self.model.modules()
             if isinstance(module, MixedLayer)
         ]
@@ -371,7 +376,7 @@ class Supernet(nn.Module):
             found = choices.rows(own.detach() + self._prices())
         values = {choice.name: no_scores(choice) for choice in self.space.choices}
         values |= {name: as_scores(value.double().tolist()) for name, value in found.items()}
-        return Scores(values, method).monotone()
+        return Scores(values, method).monotone(self.space)
 
     def _prices(self) -> Tensor:
         """Multiplier times the derivative of the log cost with respect to each option's probability, shape (D, K)."""

@@ -93,6 +93,10 @@ class SearchConfig:
             raise ValueError(f"search.level is {self.level!r}; allowed: {list(LEVELS)}")
         if self.scores not in SCORE_METHODS:
             raise ValueError(f"search.scores is {self.scores!r}; allowed: {list(SCORE_METHODS)}")
+        if self.searcher == "score_function" and self.scores == "gradient":
+            raise ValueError(
+                "search.scores is 'gradient', which search.searcher=score_function takes none of; allowed: measured, logits"
+            )
         if min(self.batch_size, self.score_images, self.score_rounds) < 1 or not self.choice_lr > 0:
             raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
         if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or not self.epochs > 0:

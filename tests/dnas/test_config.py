@@ -69,6 +69,10 @@ def test_values_become_typed() -> None:
             {"search": {"searcher": "score_function"}, "relax": {"filters": "composition"}},
             ["relax.filters=independent"],
         ),
+        (
+            {"search": {"searcher": "score_function", "scores": "gradient"}, "relax": {"mode": "gumbel"}},
+            ["search.scores", "measured, logits"],
+        ),
     ],
     ids=str,
 )

@@ -82,7 +82,7 @@ def test_scores_keep_their_joint_tables(space: Space) -> None:
     plain = Scores(scores.values, "measured")
     assert "joint" not in json.loads(plain.to_json())  # files without joint tables stay as they were
     assert Scores.from_json(plain.to_json()) == plain
-    assert scores.monotone().joint == scores.joint
+    assert scores.monotone(space).joint == scores.joint
     both = scores.mean(plain)
     for (names, table), (expected, whole) in zip(both.joint, scores.joint, strict=True):
         assert names == expected

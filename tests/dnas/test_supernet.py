@@ -311,6 +311,25 @@ def test_calibration_fits_this_data() -> None:
     assert [module.training for module in supernet.modules()] == modes
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.b(input=self.a(input=x).relu().mean((2, 3)))
+        return result
+
+
+def test_calibration_of_layers_called_by_keyword(generator: torch.Generator) -> None:
+    x = torch.rand(8, 1, 6, 6, generator=generator)
+    supernet = Supernet(ByKeyword().eval(), build_space(ByKeyword().eval(), (x,)))
+    before = [activation.steps.detach().clone() for activation in supernet.activations.values()]
+    supernet.calibrate(10 * x)
+    for steps, activation in zip(before, supernet.activations.values(), strict=True):
+        assert not torch.equal(steps, activation.steps)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_kernel_computes_what_plain_torch_computes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole step in double precision: loss, and gradients of weights, steps and choices."""
