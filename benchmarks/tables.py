@@ -370,7 +370,29 @@ def _bridges(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _deviation(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['sd']:.2f}, {low:.2f} to {high:.2f}"
+
+
+def _thesis_grid(content: dict[str, Any]) -> str:
+    """How far architectures of one cost differ, and how far the retrainings of each."""
+    heads = (
+        "filters varied in", "compositions x retrainings", "BOPs, of (3,3)'s", "means of compositions, %",
+        "between architectures, points", "between retrainings, points", "p of no difference",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for part, found in content["summary"].items():
+        low, high = found["means"]
+        lines.append(
+            f"| {part} | {found['n']} x {found['seeds']} | {found['spent'][0]:.1%} to {found['spent'][1]:.1%} | {low:.2f} to "
+            f"{high:.2f} | {_deviation(found['architecture'])} | {_deviation(found['retraining'])} | {found['p']:.2g} |"
+        )
+    return "\n".join([*lines, "", "Between: standard deviations with 95 % intervals."])
+
+
 TABLES = {
+    "dnas.ThesisGrid": _thesis_grid,
     "dnas.Rank": _rank,
     "dnas.BinasVerdict": _binas,
     "dnas.Bridges": _bridges,
