@@ -261,16 +261,16 @@ def _tau(found: dict[str, Any]) -> str:
 
 
 RANKED = {
-    "one-shot, trained": "one-shot accuracy against trained accuracy",
-    "estimated, trained": "estimator against trained accuracy",
-    "cost, trained": "cost alone against trained accuracy",
+    "one-shot, trained": "one-shot accuracy against a training",
+    "estimated, trained": "estimator against a training",
+    "cost, trained": "cost alone against a training",
     "estimated, one-shot": "estimator against one-shot accuracy",
-    "trained twice": "two trainings of the same network: the ceiling",
+    "trained twice": "one training against another: its repeatability",
 }
 
 
 def _rank(content: dict[str, Any]) -> str:
-    """Kendall's tau of every pair of orders, over all costs and within a band."""
+    """Kendall's tau of every pair of orders, over all costs and within a band; with trainings the mean over single ones."""
     every, band = content["agreement"]["all"], content["agreement"]["band"]
     counts = [found["trained twice"]["n"] for found in (every, band)]
     lines = [
