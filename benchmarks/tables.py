@@ -158,34 +158,81 @@ def _random_networks(content: dict[str, Any]) -> str:
     return "\n".join(["| random networks | |", "| --- | --- |", *(f"| {what} | {n:,} |" for what, n in rows.items())])
 
 
+def _network(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    return f"{one['mean']:.2f}" + (f" ± {one['sd']:.2f} ({one['n']})" if one["sd"] else " (1)")
+
+
 def _verdict(content: dict[str, Any]) -> str:
-    """Ours beside uniform and random networks at every budget, with paired differences."""
-    lines = [
-        "| budget, BOPs of 8-bit | best uniform | random | **dnas** | dnas - uniform, paired | dnas - random | spent by dnas |",
-        "| --- " * 7 + "|",
-    ]
-    for found in content["budgets"].values():
-        cells = [f"{found['bops']:.2%}"]
-        for method in ("uniform", "random", "ours"):
-            one = found["methods"][method]
-            text = (
-                ""
-                if one is None
-                else f"{one['mean']:.2f}" + (f" ± {one['sd']:.2f} ({one['n']})" if one["sd"] else " (1)")
-            )
-            names = ", ".join(found["uniform"])
-            cells.append(f"{text}, {names}" if method == "uniform" and one else text)
-        for pair in found["differences"].values():
-            cells.append("" if pair is None else f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}")
-        ours = found["methods"]["ours"]
-        cells.append("" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}")
+    """Ours beside uniform and random networks at every budget, with paired differences, and what else the rows tell."""
+    heads = (
+        "budget, BOPs of 8-bit", "best uniform", "random", "**dnas**", "dnas - uniform, paired",
+        "the same on validation images", "dnas - random", "spent by dnas",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    budgets = content["budgets"].values()
+    for found in budgets:
+        methods, pairs = found["methods"], found["differences"]
+        uniform, ours = _network(methods["uniform"]), methods["ours"]
+        cells = [
+            f"{found['bops']:.2%}", f"{uniform}, {', '.join(found['uniform'])}" if uniform else "",
+            _network(methods["random"]), _network(ours), _interval(pairs["ours - uniform"]),
+            _interval(found["validation"]), _interval(pairs["ours - random"]),
+            "" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}",
+        ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    ours = [found["methods"]["ours"] for found in content["budgets"].values() if found["methods"]["ours"]]
-    shares = sorted(one["images_search"] / one["images_retrain"] for one in ours)
-    return "\n".join(lines) + (
-        f"\n\nFloat network: {content['float']:.2f} %. A search sees "
-        f"{' to '.join(dict.fromkeys(f'{share:.2f}' for share in (shares[0], shares[-1])))} retrainings' images."
+    shares = sorted(
+        one["images_search"] / one["images_retrain"] for found in budgets if (one := found["methods"]["ours"])
     )
+    seen = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (shares[0], shares[-1])))
+    notes = [f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images."]
+    return "\n".join([*lines, "", *notes, *_corrected(content), *_shared(content), *_spread(content)])
+
+
+def _corrected(content: dict[str, Any]) -> list[str]:
+    """p-values of the differences, corrected for the number of budgets."""
+    lines = []
+    for other in ("uniform", "random"):
+        pairs = {f"{b['bops']:.2%}": b["differences"][f"ours - {other}"] for b in content["budgets"].values()}
+        shown = [f"{pair['p_holm']:.2g} at {budget}" for budget, pair in pairs.items() if pair]
+        if shown:
+            lines.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {', '.join(shown)}.")
+    return lines
+
+
+def _shared(content: dict[str, Any]) -> list[str]:
+    """One search for all budgets, beside one per budget."""
+    shown = []
+    for found in content["budgets"].values():
+        pair = found["one search"]
+        if pair:
+            shows = "not worse" if pair["not_worse"] else "not shown to be no worse"
+            shown.append(f"{_interval(pair)} at {found['bops']:.2%} ({shows} by {pair['margin']} points)")
+    return [f"One search for all budgets minus one per budget, paired: {'; '.join(shown)}."] if shown else []
+
+
+def _spread(content: dict[str, Any]) -> list[str]:
+    """What of the spread comes from searches, and what from retraining one network."""
+    return [
+        f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {_deviation(split['search'])} between searches, "
+        f"{_deviation(split['retraining'])} between retrainings ({split['searches']} searches, {split['retrainings']} "
+        "retrainings of each)."
+        for found in content["budgets"].values()
+        if (split := found["variance"])
+    ]
+
+
+def _cosines(found: dict[str, float]) -> list[float]:
+    """Cosine of an estimator's mean without the noise of its draws; none where that is a fifth of the mean's square or more.
+
+    Where the norm of the mean is not recorded, bias and cosine leave up to two of them: one cosine for each.
+    """
+    bias, cosine, noise = found["bias"], found["cosine"], found["bias_noise"]
+    root = max(0.0, cosine**2 - 1 + bias**2) ** 0.5
+    norms = [found["norm"]] if "norm" in found else [norm for norm in (cosine - root, cosine + root) if norm > 0]
+    signals = [1 - (noise / norm) ** 2 for norm in norms]
+    return [] if min(signals) < 0.8 else [min(1.0, cosine / signal**0.5) for signal in signals]
 
 
 def _estimators(content: dict[str, Any]) -> str:
@@ -362,11 +409,17 @@ def _depthwise(content: dict[str, Any]) -> str:
 
 def _bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector."""
-    heads = ("scores from", "test accuracy, %", "minus best uniform, paired", "search, in retrainings")
+    heads = (
+        "scores from", "test accuracy, %", "minus best uniform, paired", "p, corrected (Holm)", "images of the search",
+        "of search and training",
+    )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in content["rows"]:
-        cost = f"{row['search']:.2f}" if row["search"] else ""
-        lines.append(f"| {row['label']} | {_mean(row)} | {_interval(row['minus uniform'])} | {cost} |")
+        pair, images = row["minus uniform"], row["images_search"]
+        lines.append(
+            f"| {row['label']} | {_mean(row)} | {_interval(pair)} | {format(pair['p_holm'], '.2g') if pair else ''} | "
+            f"{images:,.0f} | {images + row['images_retrain']:,.0f} |"
+        )
     return "\n".join(lines)
 
 
