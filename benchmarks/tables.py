@@ -236,17 +236,19 @@ def _cosines(found: dict[str, float]) -> list[float]:
 
 
 def _estimators(content: dict[str, Any]) -> str:
-    """Bias (less the draws' own noise) and deviation of gradient estimators, smallest to largest over the networks."""
-    lines = ["| estimator | bias | standard deviation | cosine of its mean |", "| --- " * 4 + "|"]
+    """Bias, cosine (both less the draws' own noise) and deviation of estimators, smallest to largest over the networks."""
+    heads = ("estimator", "bias", "noise of the draws in it", "standard deviation", "cosine of its mean")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name in content["runs"][0]:
-        cells = []
-        for key in ("bias", "sd", "cosine"):
-            values = [run[name][key] for run in content["runs"]]
-            if key == "bias":
-                values = [
-                    max(0.0, run[name]["bias"] ** 2 - run[name]["bias_noise"] ** 2) ** 0.5 for run in content["runs"]
-                ]
-            cells.append(f"{min(values):.2f} to {max(values):.2f}")
+        own = [run[name] for run in content["runs"]]
+        cosines = [_cosines(one) for one in own]
+        columns = (
+            [max(0.0, one["bias"] ** 2 - one["bias_noise"] ** 2) ** 0.5 for one in own],
+            [one["bias_noise"] for one in own],
+            [one["sd"] for one in own],
+            [value for one in cosines for value in one] if all(cosines) else [],
+        )
+        cells = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     ratios = [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
     return "\n".join(lines) + (
