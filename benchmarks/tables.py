@@ -389,7 +389,15 @@ def _binas_findings(content: dict[str, Any]) -> str:
         + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
         for one in content["judged"]
     ]
-    return "\n".join([*lines, "", " ".join(claims), "", *(f"Kendall's tau, 95 %: {rank}." for rank in ranks)])
+    taus = [f"Kendall's tau, 95 %: {rank}." for rank in ranks]
+    return "\n".join([*lines, "", " ".join(claims), "", *taus, *map(_seconds, content.get("seconds", []))])
+
+
+def _seconds(found: dict[str, Any]) -> str:
+    """What the stages of a run took; results of earlier code do not say."""
+    stages = ", ".join(f"{name} {value:,.0f}" for name, value in found["stages"].items())
+    threads = f", engine.threads={found['threads']}" if found["threads"] else ""
+    return f"Seconds{threads}: {stages} ({found['networks']} networks)."
 
 
 DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
