@@ -331,7 +331,9 @@ def _rank(content: dict[str, Any]) -> str:
 
 
 def _interval(pair: dict[str, Any] | None) -> str:
-    return f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}" if pair else ""
+    if not pair:
+        return ""
+    return f"{pair['mean']:+.2f}" + (f", {pair['low']:+.2f} to {pair['high']:+.2f}" if pair["low"] is not None else "")
 
 
 def _mean(found: dict[str, Any] | None) -> str:
@@ -454,7 +456,22 @@ def _thesis_grid(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Between: standard deviations with 95 % intervals."])
 
 
+def _ablation(content: dict[str, Any]) -> str:
+    """Changes of the search, each beside what it is compared with."""
+    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "images of the search")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, found in content["changes"].items():
+        pair = found["difference"]
+        lines.append(
+            f"| {name} | {_mean(found)} | {found['against'] or ''} | {_interval(pair)} | "
+            f"{found['images_search']:,.0f} |"
+        )
+    several = f" Rows of {len(content['commits'])} commits." if len(content["commits"]) > 1 else ""
+    return "\n".join([*lines, "", f"Without an interval where there is but one seed.{several}"])
+
+
 TABLES = {
+    "dnas.Ablation": _ablation,
     "dnas.ThesisGrid": _thesis_grid,
     "dnas.Rank": _rank,
     "dnas.BinasVerdict": _binas,
