@@ -158,12 +158,6 @@ def _random_networks(content: dict[str, Any]) -> str:
     return "\n".join(["| random networks | |", "| --- | --- |", *(f"| {what} | {n:,} |" for what, n in rows.items())])
 
 
-def _network(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return ""
-    return f"{one['mean']:.2f}" + (f" ± {one['sd']:.2f} ({one['n']})" if one["sd"] else " (1)")
-
-
 def _verdict(content: dict[str, Any]) -> str:
     """Ours beside uniform and random networks at every budget, with paired differences, and what else the rows tell."""
     heads = (
@@ -174,10 +168,10 @@ def _verdict(content: dict[str, Any]) -> str:
     budgets = content["budgets"].values()
     for found in budgets:
         methods, pairs = found["methods"], found["differences"]
-        uniform, ours = _network(methods["uniform"]), methods["ours"]
+        uniform, ours = _mean(methods["uniform"]), methods["ours"]
         cells = [
             f"{found['bops']:.2%}", f"{uniform}, {', '.join(found['uniform'])}" if uniform else "",
-            _network(methods["random"]), _network(ours), _interval(pairs["ours - uniform"]),
+            _mean(methods["random"]), _mean(ours), _interval(pairs["ours - uniform"]),
             _interval(found["validation"]), _interval(pairs["ours - random"]),
             "" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}",
         ]  # fmt: skip
