@@ -1,7 +1,7 @@
 """What BINAS' estimator says of a network: `python benchmarks/binas_findings.py RUN_FOLDER...`, one run per seed.
 
-From the pools of runs of `dnas experiment=binas_cifar10`: how well it ranks sub-networks that it never saw, how
-many records would have done, and what options are worth in every stage, from the smallest to the largest, where their block
+From the pools of runs of `dnas experiment=binas_cifar10`: how well it ranks sub-networks that it never saw, how many records
+would have done, what the stages took, and what options are worth in every stage, from smallest to largest, where their block
 runs. The paper found that depth and width pay most in deeper stages and at the first block of each stage: is that so here?
 Writes results/binas_findings.json.
 """
@@ -104,6 +104,26 @@ def judged(run: Run, pool: Pool) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("predicted", "measured", "costs")}
 
 
+def seconds(run: Run) -> dict[str, Any]:
+    """What a run's stages took, all attempts of a resumed one together; without what it has not done."""
+    finished = {record["stage"]: record["seconds"] for record in run.folder.stages()}
+
+    def read(name: str) -> dict[str, Any]:
+        return dict(run.folder.read_json(name, "search")) if run.folder.file(name).exists() else {}
+
+    front = read("frontier.json")
+    stages = {
+        "float training": sum(numbers["seconds"] for numbers in read("float.json").get("history", [])) or None,
+        "supernet, pool and estimator": read("search.json").get("seconds"),
+        "selection": finished.get("select"),
+        "front": front.get("seconds"),
+    }
+    return {
+        "stages": {name: value for name, value in stages.items() if value is not None},
+        "networks": len(front.get("points", [])), "threads": run.config.engine.threads,
+    }  # fmt: skip
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,8 +137,8 @@ def main() -> None:
         "stages": by_stage(estimators), "claims": claims(estimators),
         "judged": [judged(run, pool) for run, pool in zip(runs, pools, strict=True)],
         "findings": [findings(run.space, estimator) for run, estimator in zip(runs, estimators, strict=True)], **stamp(0.0),
+        "seconds": [seconds(run) for run in runs],
     }  # fmt: skip
-    del content["seconds"]
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content["claims"], indent=1))
 

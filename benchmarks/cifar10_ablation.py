@@ -1,25 +1,37 @@
 """What the parts of the search are worth: `python benchmarks/cifar10_ablation.py /path/to/cifar10.zip` trains what is missing.
 
 The search of the Pareto benchmark with one thing changed, at the cost of uniform W2A2, retrained by the same recipe; one seed
-to screen, more by --seeds. Rows stand among those of the Pareto benchmark with the role `ablation` and the change as `search`;
-they are compared on the 5,000 validation images with the unchanged search of the same seed.
+to screen, more by --seeds. Every change is compared, seed by seed on the 5,000 validation images, with a run that is unchanged
+or, where it changes another search, with that one, trained in the same list of jobs: same code, same processor. Rows stand
+among those of the Pareto benchmark with the role `ablation` and the change as `search`; other searches that the Pareto
+benchmark trains are its rows. Resumes; writes results/cifar10_ablation.json.
 """
 
 import argparse
+import json
 import os
+import statistics
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from cifar10_pareto import BUDGETS, HERE, setting_of
-from pareto_plan import restore, write
+from cifar10_pareto import BUDGETS, HERE, VARIANTS, setting_of
+from pareto_plan import finished, restore, write
 from pareto_runs import Job, Setting, float_network, search, train
+from pareto_verdict import student
 
+from quant.files import write_atomically
+
+RESULT = HERE / "results" / "cifar10_ablation.json"
 BUDGET = "w2a2"
+UNCHANGED = "unchanged"
 CHANGES: dict[str, tuple[str, ...]] = {
+    UNCHANGED: (),
     "one round": ("search.rounds=1",),
     "five rounds": ("search.rounds=5",),
     "mutation 0.1": ("search.mutation=0.1",),
@@ -27,33 +39,71 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "512 images per option": ("search.score_images=512",),
     "two epochs": ("search.epochs=2",),
     "no distillation in the search": ("search.distill=0",),
-    "float weights untrained": ("search.epochs=0.001", "search.rounds=1"),
-    "gumbel": ("search=gumbel", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1"),
-    "gumbel soft": (
-        "search=gumbel", "relax=gumbel_soft", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1",
-    ),
-    "score function": (
-        "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
-    ),
-    "binas without sandwich": (
-        "search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]", "search.pool=800",
-        "search.sandwich=false",
-    ),
-}  # fmt: skip
-"""Settings of the search by the name of the variant; retraining is the experiment's in all of them."""
+    "one step per round": ("search.epochs=0.001",),  # float weights, in effect
+    "gumbel": VARIANTS["gumbel"],
+    "gumbel soft": (*VARIANTS["gumbel"], "relax.mode=gumbel_soft"),
+    "score function": VARIANTS["score_function"],
+    "binas": VARIANTS["binas"],
+    "binas without sandwich": (*VARIANTS["binas"], "search.sandwich=false"),
+}
+"""Settings of the search by the name of the change; retraining is the experiment's in all of them."""
+AGAINST = {"gumbel soft": "gumbel", "binas without sandwich": "binas"}
+"""What a change is compared with, if not with the unchanged search."""
+SHARED = {"gumbel": "gumbel", "score function": "score_function", "binas": "binas"}
+"""Methods of the Pareto benchmark: the same jobs, so that either benchmark finds the rows of the other."""
 
 
 def variant(name: str) -> str:
     """The name as it stands in paths."""
-    return name.replace(" ", "_").replace(".", "")
+    return SHARED.get(name, name.replace(" ", "_").replace(".", ""))
 
 
-def run(setting: Setting, name: str, seed: int) -> dict[str, object]:
-    """Searches with the change, trains what it selects, and returns the row."""
-    changed = replace(setting, variants={variant(name): CHANGES[name]})
-    search(changed, variant(name), BUDGET, BUDGETS[BUDGET], seed)
-    job = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", variant(name), seed, seed)
-    return train(setting, job)
+def job(name: str, seed: int) -> Job:
+    """The network of a change."""
+    own = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", variant(name), seed, seed)
+    if name not in SHARED:
+        return own
+    found = replace(own, method=SHARED[name], role="main")
+    return replace(found, architecture="reselected", search_budget=BUDGET) if name == "binas" else found
+
+
+def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
+    """Searches with the change and trains what it selects, unless its row is there; its row."""
+    wanted = job(name, seed)
+    if not (setting.runs / "rows" / f"{wanted.key}.json").exists():
+        changed = replace(setting, variants={variant(name): CHANGES[name]})
+        search(changed, variant(name), BUDGET, BUDGETS[BUDGET], seed)
+    return train(setting, wanted)
+
+
+def with_references(names: Sequence[str]) -> list[str]:
+    """The changes, each after what it is compared with."""
+    return list(dict.fromkeys(one for name in names for one in (UNCHANGED, AGAINST.get(name, UNCHANGED), name)))
+
+
+def of_change(rows: Sequence[dict[str, Any]], name: str) -> dict[int, dict[str, Any]]:
+    """The rows of a change by seed."""
+    own = [row for row in rows if row["search_seed"] is not None]
+    return {row["search_seed"]: row for row in own if row["key"] == job(name, row["search_seed"]).key}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Validation accuracy and images of the search of every change, and its differences from what it is compared with."""
+    found: dict[str, Any] = {"type": "dnas.Ablation", "version": 1, "budget": BUDGET, "commits": [], "changes": {}}
+    for name in CHANGES:
+        own, against = of_change(rows, name), AGAINST.get(name, UNCHANGED)
+        if not own:
+            continue
+        others = of_change(rows, against) if name != UNCHANGED else {}
+        values = {seed: own[seed]["validation_accuracy"] for seed in sorted(own)}
+        pairs = [value - others[seed]["validation_accuracy"] for seed, value in values.items() if seed in others]
+        found["changes"][name] = {
+            "mean": statistics.mean(values.values()), "sd": statistics.stdev(values.values()) if len(values) > 1 else None,
+            "n": len(values), "seeds": list(values), "images_search": statistics.mean(r["images_search"] for r in own.values()),
+            "against": against if others else None, "difference": student(pairs) if pairs else None,
+        }  # fmt: skip
+        found["commits"] = sorted({*found["commits"], *(row["commit"] for row in own.values())})
+    return found
 
 
 def main() -> None:
@@ -68,12 +118,14 @@ def main() -> None:
     setting = setting_of(given.data, given.runs)
     float_network(setting, BUDGETS[BUDGET])
     restore(setting)
+    names = with_references(given.changes)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in given.changes]
-        for finished in as_completed(waiting):
-            row = finished.result()
+        waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in names]
+        for done in as_completed(waiting):
+            row = done.result()
             print(row["search"], row["search_seed"], row["validation_accuracy"], row["accuracy"], flush=True)
             write(setting)
+            write_atomically(RESULT, json.dumps(summary(finished(setting)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

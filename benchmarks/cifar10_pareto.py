@@ -1,8 +1,10 @@
 """Does the search pay? `python benchmarks/cifar10_pareto.py /path/to/cifar10.zip` adds what is missing to the rows.
 
 CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
-methods start from one float network, get the same recipe and the same number of images: ours those of search and retraining,
-baselines that start from float weights as many in training alone. At every budget:
+methods start from one float network and get the same recipe. Ours sees 265,344 images in search and retraining, baselines that
+start from float weights 269,952 in training alone. The other searches below cost what they cost: with retraining score_function
+sees 1.4, gumbel 1.8 and binas 3.9 times what such baselines do, the last with one search for all budgets. Every row holds its
+images. At every budget:
 
 - ours: search, exact selection, retraining from the supernet.
 - uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in

@@ -2,8 +2,10 @@
 
 Random architectures of ResNet-8's space, over all costs and within the band of cost that uniform W2A2 ends, are trained for an
 epoch from the float weights of the Pareto benchmark, twice; beside their accuracies stand those in BINAS' one-shot supernet
-without training, the estimator's predictions, and their costs. All accuracies are on the 5,000 validation images. Resumes;
-writes results/cifar10_rank.json.
+without training, the estimator's predictions, and their costs. An order is compared with that of every single training, and the
+taus are averaged, so that it stands beside the agreement of one training with the other: a prediction as noisy as a training
+reaches that much, a better one more. All accuracies are on the 5,000 validation images. Resumes; writes
+results/cifar10_rank.json.
 """
 
 import argparse
@@ -11,7 +13,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 import numpy as np
 from cifar10_pareto import BUDGETS, setting_of
 from pareto_runs import Job, Setting, float_network, sampled, search, stamp, train
+from scipy import stats
 
 from dnas.loaders import regrouped
 from dnas.search.effects import fit_effects
 from dnas.search.pool import Pool, one_shot_accuracy
-from dnas.search.rank import rank_agreement
+from dnas.search.rank import BOOTSTRAPS
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_rank.json"
@@ -33,7 +35,7 @@ BUDGET = "w2a2"
 BANDS = {"all": (0.03, 0.3, 20), "band": (0.0622, 0.06913466, 16)}
 """Shares of the BOPs at 8 bits, and how many architectures are drawn between them."""
 SEEDS = (0, 1)
-"""Of training; the agreement of the two is what any prediction can reach."""
+"""Of training."""
 
 
 def jobs() -> list[Job]:
@@ -71,21 +73,39 @@ def judged(setting: Setting, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def agreement(predicted: Sequence[float], orders: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Kendall's tau of one order with each of several, averaged; what is all equal agrees with none (0).
+
+    Args:
+        predicted: a number for every architecture.
+        orders: such numbers of every single training.
+
+    Returns:
+        n, tau and its 95 % interval, by a bootstrap over architectures: all orders of a draw are of the same ones.
+    """
+    first, others = np.asarray(predicted, dtype=float), np.asarray(orders, dtype=float)
+
+    def tau(rows: Any) -> float:
+        return float(np.mean([np.nan_to_num(stats.kendalltau(first[rows], one[rows]).statistic) for one in others]))
+
+    generator, count = np.random.default_rng(0), len(first)
+    draws = [tau(generator.integers(0, count, count)) for _ in range(BOOTSTRAPS)]
+    return {"n": count, "tau": tau(slice(None)), "tau_interval": [float(v) for v in np.percentile(draws, (2.5, 97.5))]}
+
+
 def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Kendall's tau and Spearman's rho with intervals, over all rows and within the band."""
+    """Kendall's tau of every pair of orders with its interval, over all rows and within the band."""
     found: dict[str, Any] = {}
     for scope, chosen in (("all", list(rows)), ("band", [row for row in rows if row["band"] == "band"])):
-        first, second = ([row["trained"][i] for row in chosen] for i in (0, 1))
-        both = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
-        one_shot = [row["one_shot"] for row in chosen]
-        pairs = {
-            "one-shot, trained": (one_shot, both),
-            "estimated, trained": ([row["estimated"] for row in chosen], both),
-            "cost, trained": ([row["bops"] for row in chosen], both),
-            "estimated, one-shot": ([row["estimated"] for row in chosen], one_shot),
-            "trained twice": (first, second),
+        orders = {name: [row[name] for row in chosen] for name in ("one_shot", "estimated", "bops")}
+        trained = [[row["trained"][turn] for row in chosen] for turn in range(len(SEEDS))]
+        found[scope] = {
+            "one-shot, trained": agreement(orders["one_shot"], trained),
+            "estimated, trained": agreement(orders["estimated"], trained),
+            "cost, trained": agreement(orders["bops"], trained),
+            "estimated, one-shot": agreement(orders["estimated"], [orders["one_shot"]]),
+            "trained twice": agreement(trained[0], trained[1:]),
         }
-        found[scope] = {name: asdict(rank_agreement(*pair)) for name, pair in pairs.items()}
     return found
 
 

@@ -144,7 +144,7 @@ def measured(seed: int) -> tuple[dict[str, dict[str, float]], int]:
         cosine = torch.nn.functional.cosine_similarity(mean.flatten(), exact.flatten(), 0)
         return {
             "bias": float((mean - exact).norm() / norm), "sd": float(deviation / norm), "cosine": float(cosine),
-            "bias_noise": float(deviation / norm) / DRAWS**0.5,
+            "bias_noise": float(deviation / norm) / DRAWS**0.5, "norm": float(mean.norm() / norm),
         }  # fmt: skip
 
     for name, relaxation in ESTIMATORS.items():

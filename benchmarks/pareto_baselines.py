@@ -5,22 +5,37 @@ Every option is switched alone in the untrained float network at its dearest opt
 
 from dataclasses import replace
 
-from dnas.loaders import first_batches
+import torch
+
+from dnas.data import Split
+from dnas.engine import derived_seed
 from dnas.search.budget import Budget
 from dnas.search.measure import switch_options
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
 from dnas.stages.context import Run
 
 IMAGES = 512
 """Held-back images that an option is judged on; others for every seed."""
 
 
+def judges(held_back: Split, seed: int) -> Split:
+    """A seed's own images of those that are held back, as they are."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "sensitivities"))
+    return held_back.take(torch.randperm(len(held_back), generator=generator)[:IMAGES])
+
+
+def images_judged(space: Space) -> int:
+    """What the sensitivities of a space cost: images that pass forwards, counted as those of a search are."""
+    return IMAGES * (1 + sum(choice.width - 1 for choice in space.searched()))
+
+
 def sensitivities(run: Run, supernet: Supernet, seed: int) -> Scores:
     """What the loss rises by when one option takes the place of the dearest, as negative scores, never falling."""
     full = Architecture(run.space, {choice.name: choice.options[-1] for choice in run.space.choices})
-    images = first_batches(run.batches("choices", IMAGES // 4, False), IMAGES, seed)
+    images = list(run.batches(judges(run.data.splits["choices"], seed), IMAGES, False).epoch(0))
     supernet.eval()
     base = supernet.with_filters(full)
     scores, _ = switch_options(supernet, base, images, run.float_model(), run.config.search.distill)

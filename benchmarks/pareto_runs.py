@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pareto_baselines import greedy, sensitivities
+from pareto_baselines import greedy, images_judged, sensitivities
 from rich.console import Console
 
 from dnas.board import Board
@@ -208,22 +208,30 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
         model, batches, own.batches("validation", 500, False), run.float_model(), config, run.engine, checkpoint,
         Board(None), derived_seed(job.retrain_seed, "retrain"),
     )  # fmt: skip
-    searched = job.search is not None and job.start == "supernet"
     found = {
         "model": setting.model, **{k: v for k, v in asdict(job).items() if k != "epochs"},
         "architecture": summary(architecture),
         "costs": {name: float(architecture.cost(name, relative=True)) for name in job.budgets}, **accuracies(run, model),
-        "images_search": run.folder.read_json("search.json", "search")["images"] if searched else 0,
+        "images_search": images_searched(run, job),
         "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
         "options": dict(architecture.options), "float": digest(setting.runs / "float" / "float.safetensors"),
     }  # fmt: skip
-    if searched:
+    if job.search and job.start == "supernet":
         found["supernet"] = digest(folder / "search.ckpt")
     if job.architecture == "selected":
         found["gap"] = run.folder.read_json("select.json", "select")["gap"]
     write_atomically(file, json.dumps(found, indent=1))
     checkpoint.unlink(missing_ok=True)
     return found
+
+
+def images_searched(run: Run, job: Job) -> int:
+    """Images that a job's architecture or start cost, before its training; a search that serves others counts in full."""
+    if job.architecture.startswith("sensitivity"):
+        return images_judged(run.space)
+    if job.search and job.start == "supernet":
+        return int(run.folder.read_json("search.json", "search")["images"])
+    return 0
 
 
 def uniform_rules(setting: Setting, budgets: Mapping[str, float]) -> list[str]:

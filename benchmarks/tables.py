@@ -159,47 +159,90 @@ def _random_networks(content: dict[str, Any]) -> str:
 
 
 def _verdict(content: dict[str, Any]) -> str:
-    """Ours beside uniform and random networks at every budget, with paired differences."""
-    lines = [
-        "| budget, BOPs of 8-bit | best uniform | random | **dnas** | dnas - uniform, paired | dnas - random | spent by dnas |",
-        "| --- " * 7 + "|",
-    ]
-    for found in content["budgets"].values():
-        cells = [f"{found['bops']:.2%}"]
-        for method in ("uniform", "random", "ours"):
-            one = found["methods"][method]
-            text = (
-                ""
-                if one is None
-                else f"{one['mean']:.2f}" + (f" ± {one['sd']:.2f} ({one['n']})" if one["sd"] else " (1)")
-            )
-            names = ", ".join(found["uniform"])
-            cells.append(f"{text}, {names}" if method == "uniform" and one else text)
-        for pair in found["differences"].values():
-            cells.append("" if pair is None else f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}")
-        ours = found["methods"]["ours"]
-        cells.append("" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}")
+    """Ours beside uniform and random networks at every budget, with paired differences, and what else the rows tell."""
+    heads = (
+        "budget, BOPs of 8-bit", "best uniform", "random", "**dnas**", "dnas - uniform, paired",
+        "the same on validation images", "dnas - random", "spent by dnas",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    budgets = content["budgets"].values()
+    for found in budgets:
+        methods, pairs = found["methods"], found["differences"]
+        uniform, ours = _mean(methods["uniform"]), methods["ours"]
+        cells = [
+            f"{found['bops']:.2%}", f"{uniform}, {', '.join(found['uniform'])}" if uniform else "",
+            _mean(methods["random"]), _mean(ours), _interval(pairs["ours - uniform"]),
+            _interval(found["validation"]), _interval(pairs["ours - random"]),
+            "" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}",
+        ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    ours = [found["methods"]["ours"] for found in content["budgets"].values() if found["methods"]["ours"]]
-    shares = sorted(one["images_search"] / one["images_retrain"] for one in ours)
-    return "\n".join(lines) + (
-        f"\n\nFloat network: {content['float']:.2f} %. A search sees "
-        f"{' to '.join(dict.fromkeys(f'{share:.2f}' for share in (shares[0], shares[-1])))} retrainings' images."
+    shares = sorted(
+        one["images_search"] / one["images_retrain"] for found in budgets if (one := found["methods"]["ours"])
     )
+    seen = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (shares[0], shares[-1])))
+    notes = [f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images."]
+    return "\n".join([*lines, "", *notes, *_corrected(content), *_shared(content), *_spread(content)])
+
+
+def _corrected(content: dict[str, Any]) -> list[str]:
+    """p-values of the differences, corrected for the number of budgets."""
+    lines = []
+    for other in ("uniform", "random"):
+        pairs = {f"{b['bops']:.2%}": b["differences"][f"ours - {other}"] for b in content["budgets"].values()}
+        shown = [f"{pair['p_holm']:.2g} at {budget}" for budget, pair in pairs.items() if pair]
+        if shown:
+            lines.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {', '.join(shown)}.")
+    return lines
+
+
+def _shared(content: dict[str, Any]) -> list[str]:
+    """One search for all budgets, beside one per budget."""
+    shown = []
+    for found in content["budgets"].values():
+        pair = found["one search"]
+        if pair:
+            shows = "not worse" if pair["not_worse"] else "not shown to be no worse"
+            shown.append(f"{_interval(pair)} at {found['bops']:.2%} ({shows} by {pair['margin']} points)")
+    return [f"One search for all budgets minus one per budget, paired: {'; '.join(shown)}."] if shown else []
+
+
+def _spread(content: dict[str, Any]) -> list[str]:
+    """What of the spread comes from searches, and what from retraining one network."""
+    return [
+        f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {_deviation(split['search'])} between searches, "
+        f"{_deviation(split['retraining'])} between retrainings ({split['searches']} searches, {split['retrainings']} "
+        "retrainings of each)."
+        for found in content["budgets"].values()
+        if (split := found["variance"])
+    ]
+
+
+def _cosines(found: dict[str, float]) -> list[float]:
+    """Cosine of an estimator's mean without the noise of its draws; none where that is a fifth of the mean's square or more.
+
+    Where the norm of the mean is not recorded, bias and cosine leave up to two of them: one cosine for each.
+    """
+    bias, cosine, noise = found["bias"], found["cosine"], found["bias_noise"]
+    root = max(0.0, cosine**2 - 1 + bias**2) ** 0.5
+    norms = [found["norm"]] if "norm" in found else [norm for norm in (cosine - root, cosine + root) if norm > 0]
+    signals = [1 - (noise / norm) ** 2 for norm in norms]
+    return [] if min(signals) < 0.8 else [min(1.0, cosine / signal**0.5) for signal in signals]
 
 
 def _estimators(content: dict[str, Any]) -> str:
-    """Bias (less the draws' own noise) and deviation of gradient estimators, smallest to largest over the networks."""
-    lines = ["| estimator | bias | standard deviation | cosine of its mean |", "| --- " * 4 + "|"]
+    """Bias, cosine (both less the draws' own noise) and deviation of estimators, smallest to largest over the networks."""
+    heads = ("estimator", "bias", "noise of the draws in it", "standard deviation", "cosine of its mean")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name in content["runs"][0]:
-        cells = []
-        for key in ("bias", "sd", "cosine"):
-            values = [run[name][key] for run in content["runs"]]
-            if key == "bias":
-                values = [
-                    max(0.0, run[name]["bias"] ** 2 - run[name]["bias_noise"] ** 2) ** 0.5 for run in content["runs"]
-                ]
-            cells.append(f"{min(values):.2f} to {max(values):.2f}")
+        own = [run[name] for run in content["runs"]]
+        cosines = [_cosines(one) for one in own]
+        columns = (
+            [max(0.0, one["bias"] ** 2 - one["bias_noise"] ** 2) ** 0.5 for one in own],
+            [one["bias_noise"] for one in own],
+            [one["sd"] for one in own],
+            [value for one in cosines for value in one] if all(cosines) else [],
+        )
+        cells = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     ratios = [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
     return "\n".join(lines) + (
@@ -261,16 +304,16 @@ def _tau(found: dict[str, Any]) -> str:
 
 
 RANKED = {
-    "one-shot, trained": "one-shot accuracy against trained accuracy",
-    "estimated, trained": "estimator against trained accuracy",
-    "cost, trained": "cost alone against trained accuracy",
+    "one-shot, trained": "one-shot accuracy against a training",
+    "estimated, trained": "estimator against a training",
+    "cost, trained": "cost alone against a training",
     "estimated, one-shot": "estimator against one-shot accuracy",
-    "trained twice": "two trainings of the same network: the ceiling",
+    "trained twice": "one training against another: its repeatability",
 }
 
 
 def _rank(content: dict[str, Any]) -> str:
-    """Kendall's tau of every pair of orders, over all costs and within a band."""
+    """Kendall's tau of every pair of orders, over all costs and within a band; with trainings the mean over single ones."""
     every, band = content["agreement"]["all"], content["agreement"]["band"]
     counts = [found["trained twice"]["n"] for found in (every, band)]
     lines = [
@@ -282,7 +325,9 @@ def _rank(content: dict[str, Any]) -> str:
 
 
 def _interval(pair: dict[str, Any] | None) -> str:
-    return f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}" if pair else ""
+    if not pair:
+        return ""
+    return f"{pair['mean']:+.2f}" + (f", {pair['low']:+.2f} to {pair['high']:+.2f}" if pair["low"] is not None else "")
 
 
 def _mean(found: dict[str, Any] | None) -> str:
@@ -340,7 +385,15 @@ def _binas_findings(content: dict[str, Any]) -> str:
         + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
         for one in content["judged"]
     ]
-    return "\n".join([*lines, "", " ".join(claims), "", *(f"Kendall's tau, 95 %: {rank}." for rank in ranks)])
+    taus = [f"Kendall's tau, 95 %: {rank}." for rank in ranks]
+    return "\n".join([*lines, "", " ".join(claims), "", *taus, *map(_seconds, content.get("seconds", []))])
+
+
+def _seconds(found: dict[str, Any]) -> str:
+    """What the stages of a run took; results of earlier code do not say."""
+    stages = ", ".join(f"{name} {value:,.0f}" for name, value in found["stages"].items())
+    threads = f", engine.threads={found['threads']}" if found["threads"] else ""
+    return f"Seconds{threads}: {stages} ({found['networks']} networks)."
 
 
 DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
@@ -362,15 +415,58 @@ def _depthwise(content: dict[str, Any]) -> str:
 
 def _bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector."""
-    heads = ("scores from", "test accuracy, %", "minus best uniform, paired", "search, in retrainings")
+    heads = (
+        "scores from", "test accuracy, %", "minus best uniform, paired", "p, corrected (Holm)", "images of the search",
+        "of search and training",
+    )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in content["rows"]:
-        cost = f"{row['search']:.2f}" if row["search"] else ""
-        lines.append(f"| {row['label']} | {_mean(row)} | {_interval(row['minus uniform'])} | {cost} |")
+        pair, images = row["minus uniform"], row["images_search"]
+        lines.append(
+            f"| {row['label']} | {_mean(row)} | {_interval(pair)} | {format(pair['p_holm'], '.2g') if pair else ''} | "
+            f"{images:,.0f} | {images + row['images_retrain']:,.0f} |"
+        )
     return "\n".join(lines)
 
 
+def _deviation(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['sd']:.2f}, {low:.2f} to {high:.2f}"
+
+
+def _thesis_grid(content: dict[str, Any]) -> str:
+    """How far architectures of one cost differ, and how far the retrainings of each."""
+    heads = (
+        "filters varied in", "compositions x retrainings", "BOPs, of (3,3)'s", "means of compositions, %",
+        "between architectures, points", "between retrainings, points", "p of no difference",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for part, found in content["summary"].items():
+        low, high = found["means"]
+        lines.append(
+            f"| {part} | {found['n']} x {found['seeds']} | {found['spent'][0]:.1%} to {found['spent'][1]:.1%} | {low:.2f} to "
+            f"{high:.2f} | {_deviation(found['architecture'])} | {_deviation(found['retraining'])} | {found['p']:.2g} |"
+        )
+    return "\n".join([*lines, "", "Between: standard deviations with 95 % intervals."])
+
+
+def _ablation(content: dict[str, Any]) -> str:
+    """Changes of the search, each beside what it is compared with."""
+    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "images of the search")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, found in content["changes"].items():
+        pair = found["difference"]
+        lines.append(
+            f"| {name} | {_mean(found)} | {found['against'] or ''} | {_interval(pair)} | "
+            f"{found['images_search']:,.0f} |"
+        )
+    several = f" Rows of {len(content['commits'])} commits." if len(content["commits"]) > 1 else ""
+    return "\n".join([*lines, "", f"Without an interval where there is but one seed.{several}"])
+
+
 TABLES = {
+    "dnas.Ablation": _ablation,
+    "dnas.ThesisGrid": _thesis_grid,
     "dnas.Rank": _rank,
     "dnas.BinasVerdict": _binas,
     "dnas.Bridges": _bridges,

@@ -2,9 +2,12 @@
 
 Zur's thesis concluded from a grid that heterogeneous networks vary too much for a search to pay. In that grid only the first
 convolution's filters vary over the joint (weight, activation) pairs (2,2), (2,4), (3,3), (8,8); everything else is at (3,3).
-Here: random compositions of that layer, several retraining seeds each; and the same with the filters of every layer varied, at
-the cost of (3,3) everywhere. What part of the variance is the architecture's, what part the seed's? ResNet-8, from the float
-network of the Pareto benchmark (run that first). Resumes; writes results/thesis_grid.json and thesis_grid.png.
+Here: random compositions of that layer, several retrainings each; and the same with the filters of every layer varied. A
+filter's pair is its own width and that of its channel in the next activation tensor; filters that are added up there share
+their pair, and those of the last layer take a pair's weight bits alone. Both parts hold only compositions that cost 96 to 100 %
+of (3,3) everywhere, and every network has a seed of its own: seeds are nested in compositions, as the analysis takes them.
+What part of the variance is the architecture's, what part the retraining's? ResNet-8, from the float network of the Pareto
+benchmark (run that first). Resumes; writes results/thesis_grid.json and thesis_grid.png.
 """
 
 import argparse
@@ -47,13 +50,24 @@ OVERRIDES = (
 PARTS = ("first convolution", "every layer")
 COMPOSITIONS, SEEDS, EPOCHS = 12, 3, 1
 FIRST = "conv1"
+SPENT = (0.96, 1.0)
+"""Of what (3,3) everywhere costs."""
+TRIES = 20_000
 
 
-def composition(count: int, generator: np.random.Generator, tilt: float = 0.0) -> list[tuple[int, int]]:
-    """Pairs of `count` filters: shares drawn evenly from the simplex, tilted to cheap pairs, dealt out at random."""
-    shares = generator.dirichlet(np.ones(len(PAIRS))) * np.exp(-tilt * np.array([w * a for w, a in PAIRS]) / 64)
-    taken = generator.choice(len(PAIRS), size=count, p=shares / shares.sum())
+def composition(count: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs of `count` filters: shares drawn evenly from the simplex, dealt out at random."""
+    taken = generator.choice(len(PAIRS), size=count, p=generator.dirichlet(np.ones(len(PAIRS))))
     return [PAIRS[i] for i in taken]
+
+
+def next_tensors(space: Space) -> dict[str, str | None]:
+    """For every layer the choice of the activation tensor in which its channels are quantised next; None of the last."""
+    layers = space.layers
+    return {
+        layer.name: next((later.act_choice for later in layers[i + 1 :] if later.inputs == layer.outputs), None)
+        for i, layer in enumerate(layers)
+    }
 
 
 def at_three(space: Space) -> dict[str, Any]:
@@ -67,39 +81,45 @@ def at_three(space: Space) -> dict[str, Any]:
     return found
 
 
+def pairs_of(space: Space, part: str, generator: np.random.Generator) -> dict[str, Any]:
+    """Random pairs for the filters that a part varies, as widths of filters and of the channels that they make."""
+    weights = {layer.name: space.choice(layer.weight_choice) for layer in space.layers}
+    taken: dict[str | None, list[tuple[int, int]]] = {}
+    found: dict[str, Any] = {}
+    for layer, tensor in next_tensors(space).items():
+        if part == PARTS[0] and layer != FIRST:
+            continue
+        pairs = taken.setdefault(tensor, composition(weights[layer].count, generator))
+        found[weights[layer].name] = tuple(weight for weight, _ in pairs)
+        if tensor is not None:
+            found[tensor] = tuple(act for _, act in pairs)
+    return found
+
+
+def spent(architecture: Architecture) -> float:
+    """BOPs, as a share of those of (3,3) everywhere."""
+    even = Architecture(architecture.space, at_three(architecture.space))
+    return float(architecture.cost("bops")) / float(even.cost("bops"))
+
+
 def drawn(space: Space, part: str, number: int) -> Architecture:
-    """Composition `number` of a part; of every layer one that spends 96 to 100 % of what (3,3) everywhere does."""
-    generator, options = np.random.default_rng(number), at_three(space)
-    limit = float(Architecture(space, options).cost("bops"))
-    reader = {layer.name: layer for layer in space.layers}["layer1.0.conv1"]
-    if part == PARTS[0]:
-        pairs = composition(space.choice(f"{FIRST}.weight_bits").count, generator)
-        own: dict[str, Any] = {
-            f"{FIRST}.weight_bits": tuple(w for w, _ in pairs),
-            reader.act_choice: tuple(a for _, a in pairs),
-        }
-        return Architecture(space, options | own)
-    searched = [c for c in space.searched() if c.kind != "filters"]
-    tilt, low, high = 0.0, -8.0, 24.0
-    for _ in range(20_000):
-        own = {}
-        for choice in searched:
-            pairs = composition(choice.count, generator, tilt)
-            side = 0 if choice.kind == "weight_bits" else 1
-            own[choice.name] = tuple(pair[side] for pair in pairs) if choice.by_filter else pairs[0][side]
-        found = Architecture(space, options | own)
-        spent = float(found.cost("bops")) / limit
-        if 0.96 <= spent <= 1.0:
+    """Composition `number` of a part: the first of its draws at the cost of (3,3)."""
+    generator = np.random.default_rng(number)
+    for _ in range(TRIES):
+        found = Architecture(space, at_three(space) | pairs_of(space, part, generator))
+        if SPENT[0] <= spent(found) <= SPENT[1]:
             return found
-        low, high = (tilt, high) if spent > 1.0 else (low, tilt)
-        tilt = (low + high) / 2
-        if high - low < 0.05:
-            low, high = low - 4.0, high + 4.0
-    raise RuntimeError(f"no composition of every layer was drawn at the cost of (3,3); the last one spends {spent:.0%}")
+    raise RuntimeError(f"{part}: none of {TRIES:,} compositions costs {SPENT[0]:.0%} to {SPENT[1]:.0%} of (3,3)")
 
 
-def train(setting: Setting, part: str, number: int, seed: int) -> dict[str, Any]:
+def seed_of(part: str, number: int, turn: int) -> int:
+    """Of the retraining `turn` of a composition; no two networks share one."""
+    return 1000 * (1 + PARTS.index(part)) + number * SEEDS + turn
+
+
+def train(setting: Setting, part: str, number: int, turn: int) -> dict[str, Any]:
     """Trains one network, unless its row is there; its row."""
+    seed = seed_of(part, number, turn)
     file = setting.runs / "grid_rows" / f"{part.replace(' ', '_')}-{number}-{seed}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
@@ -117,7 +137,7 @@ def train(setting: Setting, part: str, number: int, seed: int) -> dict[str, Any]
     )  # fmt: skip
     row = {
         "model": setting.model, "part": part, "composition": number, "retrain_seed": seed, **accuracies(run, model),
-        "costs": {"bops": float(architecture.cost("bops", relative=True))},
+        "costs": {"bops": float(architecture.cost("bops", relative=True))}, "spent": spent(architecture),
         "images_retrain": len(batches) * config.batch_size * EPOCHS, **stamp(start),
     }  # fmt: skip
     file.parent.mkdir(exist_ok=True)
@@ -135,15 +155,15 @@ def grouped(rows: Sequence[dict[str, Any]], part: str) -> dict[int, list[float]]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Variance components and the spread of costs, by part."""
+    """Variance components and the spread of costs as shares of those of (3,3), by part."""
     found = {}
     for part in PARTS:
-        groups, costs = list(grouped(rows, part).values()), [r["costs"]["bops"] for r in rows if r["part"] == part]
+        groups, costs = list(grouped(rows, part).values()), [r["spent"] for r in rows if r["part"] == part]
         if len(groups) >= 2:
             split = components(groups)
             found[part] = {
                 "architecture": split["search"], "retraining": split["retraining"], "p": split["p"], "n": len(groups),
-                "seeds": SEEDS, "costs": [min(costs), max(costs)],
+                "seeds": SEEDS, "spent": [min(costs), max(costs)],
                 "means": [min(map(statistics.mean, groups)), max(map(statistics.mean, groups))],
             }  # fmt: skip
     return found
@@ -180,7 +200,7 @@ def main() -> None:
     shared = setting.runs / "grid" / "float.safetensors"
     if not shared.exists():
         shared.write_bytes(weights.read_bytes())
-    jobs = [(part, number, seed) for number in range(COMPOSITIONS) for seed in range(SEEDS) for part in PARTS]
+    jobs = [(part, number, turn) for number in range(COMPOSITIONS) for turn in range(SEEDS) for part in PARTS]
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         for done in as_completed([pool.submit(train, setting, *job) for job in jobs]):

@@ -10,7 +10,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_findings import KINDS, by_stage, claims
+from binas_findings import KINDS, by_stage, claims, seconds
+from tables import _seconds
+
+from dnas.run import RunFolder
 
 
 def estimator(shift: float, variance: float = 0.01) -> Any:
@@ -43,3 +46,16 @@ def test_gains_by_stage_and_what_they_say() -> None:
     assert starts["difference"] == pytest.approx(2.5)
     assert starts["holds"] == "yes"
     assert {claim["holds"] for claim in claims([estimator(0.0, 100.0)]).values()} == {"open"}
+
+
+def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:
+    """Of a resumed stage all attempts, which the record of stages does not have."""
+    folder = RunFolder(tmp_path)
+    run: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(engine=SimpleNamespace(threads=1)))
+    folder.write_json("stages.json", [{"stage": "search", "seconds": 5.0}, {"stage": "select", "seconds": 6.0}])
+    folder.write_json("search.json", {"seconds": 1624.0})
+    assert seconds(run)["stages"] == {"supernet, pool and estimator": 1624.0, "selection": 6.0}
+    folder.write_json("float.json", {"history": [{"seconds": 400.0}, {"seconds": 500.0}]})
+    folder.write_json("frontier.json", {"points": [{}] * 40, "seconds": 12.0})
+    stages = "float training 900, supernet, pool and estimator 1,624, selection 6, front 12 (40 networks)"
+    assert _seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."

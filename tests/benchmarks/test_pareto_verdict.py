@@ -11,14 +11,15 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from pareto_verdict import components, difference, holm, one_search, picture, verdict
+from pareto_verdict import bridges, components, difference, holm, nested, one_search, picture, verdict
+from tables import table
 
 
 def row(method: str, seed: int, accuracy: float, role: str = "main", **others: Any) -> dict[str, Any]:
     return {
         "model": "resnet8", "method": method, "role": role, "budget_id": "w2a2", "budgets": {"bops": 0.07},
         "costs": {"bops": 0.069}, "search_seed": seed, "retrain_seed": seed, "accuracy": accuracy, "architecture": "W2 A2",
-        "images_search": 1, "images_retrain": 2, **others,
+        "validation_accuracy": accuracy + 1 + seed * (method == "ours"), "images_search": 1, "images_retrain": 2, **others,
     }  # fmt: skip
 
 
@@ -80,7 +81,9 @@ def test_the_verdict_is_json_and_a_picture(tmp_path: Path) -> None:
     text = json.loads(json.dumps(found))["budgets"]["w2a2"]
     assert text["methods"]["ours"]["n"] == 3
     assert text["methods"]["random"] == {**text["methods"]["random"], "n": 9, "seeds": 3, "mean": 62.0}
-    assert text["variance"] is None  # the third search was retrained once
+    # the third search was retrained once and says nothing of retraining
+    assert text["variance"] == components([[77.0, 76.0], [76.5, 76.2]])
+    assert nested(ROWS, "w2a2") is None
     picture(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
@@ -93,3 +96,68 @@ def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> No
     assert found["mean"] == pytest.approx(-7 / 30)
     assert found["not_worse"] == (expected.pvalue < 0.05)
     assert one_search(ROWS, "w2a2") is None
+
+
+def test_the_difference_on_validation_images_stands_beside_that_on_test_images() -> None:
+    found = verdict(ROWS)["budgets"]["w2a2"]
+    test, validation = found["differences"]["ours - uniform"], found["validation"]
+    assert validation["values"] == pytest.approx([test["values"][seed] + seed for seed in range(3)])
+
+
+def at(rows: list[dict[str, Any]], budget_id: str, bops: float, shift: float) -> list[dict[str, Any]]:
+    """The rows at another budget, ours by so much better."""
+    own = [row for row in rows if row["budget_id"]]
+    return [
+        {
+            **row, "budget_id": budget_id, "budgets": {"bops": bops}, "costs": {"bops": bops},
+            "accuracy": row["accuracy"] + shift * (row["method"] in ("ours", "binas")),
+        }
+        for row in own
+    ]  # fmt: skip
+
+
+BINAS = [row("binas", seed, accuracy) for seed, accuracy in enumerate((76.4, 76.3, 76.1))]
+
+
+def test_every_family_of_differences_is_corrected() -> None:
+    """By hand: Holm doubles the smaller of two p-values and leaves the larger one, unless it would fall below."""
+    every = [*ROWS, *BINAS]
+    found = verdict([*every, *at(every, "small", 0.03, 1.0)])["budgets"]
+    for pair in (
+        lambda b: b["differences"]["ours - uniform"],
+        lambda b: b["binas - uniform"],
+        lambda b: b["binas - random"],
+    ):
+        small, large = sorted((pair(content) for content in found.values()), key=lambda one: one["p"])
+        assert small["p_holm"] == pytest.approx(min(1, 2 * small["p"]))
+        assert large["p_holm"] == pytest.approx(max(large["p"], small["p_holm"]))
+    rows = {one["method"]: one for one in bridges(every, "w2a2")["rows"]}
+    compared = [one["minus uniform"] for one in rows.values() if one["minus uniform"]]
+    assert [pair["p_holm"] for pair in compared] == pytest.approx(holm([pair["p"] for pair in compared]))
+    assert len(compared) == 3
+
+
+def test_the_tables_show_what_the_rows_tell() -> None:
+    variance = [row("ours", seed, 76.0 + seed, "variance", retrain_seed=100 + seed) for seed in range(2)]
+    shared = [row("ours", seed, accuracy, "frontier") for seed, accuracy in enumerate((76.8, 76.4, 77.1))]
+    bare, full = table(verdict(ROWS)), table(verdict([*ROWS, *variance, *shared]))
+    assert "p of dnas - uniform" in bare
+    assert "Standard deviations" not in bare
+    assert "One search" not in bare
+    assert "between searches" in full
+    assert "(2 searches, 2 retrainings of each)" in full
+    assert (
+        "One search for all budgets minus one per budget, paired: -0.23, -0.61 to +0.15 at 7.00% (not worse by 0.7"
+        in full
+    )
+    heads, own, *_ = (line for line in full.splitlines() if line.startswith("| ") and "---" not in line)
+    cells = dict(zip(heads.split(" | "), own.split(" | "), strict=True))
+    assert cells["dnas - uniform, paired"].startswith("+1.03")
+    assert cells["the same on validation images"].startswith("+2.03")
+
+
+def test_images_of_search_and_training_are_shown() -> None:
+    rows = [*ROWS, *({**one, "images_search": 860_000, "images_retrain": 180_000} for one in BINAS)]
+    lines = table(bridges(rows, "w2a2")).splitlines()
+    (binas,) = (line for line in lines if "one search for all budgets" in line)
+    assert binas.endswith("| 860,000 | 1,040,000 |")

@@ -1,0 +1,141 @@
+"""The ablation: one thing changes at a time, every change has its reference, and nothing is trained twice."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import cifar10_ablation
+import pareto_plan
+from cifar10_ablation import AGAINST, BUDGET, CHANGES, UNCHANGED, job, run, summary, variant, with_references
+from cifar10_pareto import BUDGETS, FRONTIER_BUDGET
+from pareto_plan import Plan
+from pareto_runs import Job, Setting
+from tables import table
+
+from dnas.config import parse_config
+from tests.benchmarks.test_pareto_plan import Now
+
+IMAGES = {UNCHANGED: 85_376, "one round": 55_424, "gumbel": 316_000, "gumbel soft": 316_000}
+
+
+def configuration(tmp_path: Path, name: str) -> dict[str, Any]:
+    """What a change's search and selection are run with, key by key."""
+    setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
+    found = setting.config(tmp_path, "budget.bops=0.07", *CHANGES[name])
+    parse_config(found)
+    flat: dict[str, Any] = {}
+
+    def fill(prefix: str, value: Any) -> None:
+        if not hasattr(value, "items"):
+            flat[prefix] = value
+            return
+        for key, inner in value.items():
+            fill(f"{prefix}.{key}", inner)
+
+    fill("", found)
+    return flat
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CHANGES if name not in (UNCHANGED, "gumbel", "score function", "binas")]
+)
+def test_one_thing_is_changed(name: str, tmp_path: Path) -> None:
+    own, other = (configuration(tmp_path, one) for one in (name, AGAINST.get(name, UNCHANGED)))
+    assert len([key for key in own.keys() | other.keys() if own.get(key) != other.get(key)]) == 1
+
+
+def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Job] = []
+
+    def train(setting: Setting, job: Job) -> dict[str, Any]:
+        planned.append(job)
+        return {"method": "", "budget_id": "", "architecture": "", "start": "", "accuracy": 0.0}
+
+    monkeypatch.setattr(pareto_plan, "search", lambda *arguments: None)
+    monkeypatch.setattr(pareto_plan, "train", train)
+    monkeypatch.setattr(pareto_plan, "write", lambda setting: None)
+    setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
+    plan = Plan(setting, Now(), BUDGETS, BUDGET, (0, 1))
+    plan.searched("gumbel")
+    plan.searched("score_function")
+    plan.reselected("binas", "main", "binas", FRONTIER_BUDGET)
+    assert planned == [job(name, seed) for name in ("gumbel", "score function", "binas") for seed in (0, 1)]
+
+
+def test_every_other_change_has_rows_and_searches_of_its_own() -> None:
+    jobs = [job(name, seed) for name in CHANGES for seed in (0, 1)]
+    assert len({one.key for one in jobs}) == len(jobs)
+    assert len({(one.search, one.search_seed) for one in jobs}) == len(jobs)
+
+
+def test_a_change_comes_with_what_it_is_compared_with() -> None:
+    assert with_references(["gumbel soft", "one round"]) == [UNCHANGED, "gumbel", "gumbel soft", "one round"]
+    assert sorted(with_references(list(CHANGES))) == sorted(CHANGES)
+
+
+def test_a_row_that_is_there_is_not_searched_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[tuple[str, tuple[str, ...]]] = []
+
+    def search(setting: Setting, name: str, *others: Any) -> None:
+        searched.append((name, setting.variants[name]))
+
+    def train(setting: Setting, wanted: Job) -> dict[str, Any]:
+        (setting.runs / "rows" / f"{wanted.key}.json").write_text("{}")
+        return {}
+
+    monkeypatch.setattr(cifar10_ablation, "search", search)
+    monkeypatch.setattr(cifar10_ablation, "train", train)
+    (tmp_path / "rows").mkdir()
+    setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
+    for _ in range(2):
+        run(setting, "mutation 0.1", 0)
+    assert searched == [("mutation_01", ("search.mutation=0.1",))]
+
+
+def row(name: str, seed: int, accuracy: float, commit: str = "a") -> dict[str, Any]:
+    own = job(name, seed)
+    return {
+        "key": own.key, "search": variant(name), "search_seed": seed, "retrain_seed": seed, "validation_accuracy": accuracy,
+        "accuracy": 0.0, "images_search": IMAGES[name], "commit": commit,
+    }  # fmt: skip
+
+
+ROWS = [
+    {"key": "float", "search_seed": None},
+    *(row(UNCHANGED, seed, accuracy) for seed, accuracy in enumerate((79.2, 80.1, 79.0))),
+    *(row("one round", seed, accuracy) for seed, accuracy in enumerate((78.8, 79.9, 78.1))),
+    row("gumbel", 1, 78.5),
+    *(row("gumbel soft", seed, accuracy) for seed, accuracy in enumerate((78.0, 78.2))),
+]
+
+
+def test_differences_are_paired_by_seed_with_what_a_change_is_compared_with() -> None:
+    found = summary(ROWS)["changes"]
+    assert list(found) == [UNCHANGED, "one round", "gumbel", "gumbel soft"]
+    assert found[UNCHANGED]["difference"] is None
+    expected = stats.ttest_rel([78.8, 79.9, 78.1], [79.2, 80.1, 79.0]).confidence_interval(0.95)
+    pair = found["one round"]["difference"]
+    assert pair["mean"] == pytest.approx(statistics.mean([-0.4, -0.2, -0.9]))
+    assert (pair["low"], pair["high"]) == pytest.approx((expected.low, expected.high))
+    assert (found["gumbel"]["against"], found["gumbel"]["difference"]["values"]) == (UNCHANGED, [pytest.approx(-1.6)])
+    soft = found["gumbel soft"]
+    assert (soft["against"], soft["n"]) == ("gumbel", 2)
+    assert (soft["difference"]["values"], soft["difference"]["low"]) == ([pytest.approx(-0.3)], None)
+    assert soft["images_search"] == 316_000
+
+
+def test_the_summary_does_not_depend_on_the_order_of_rows_and_is_a_table() -> None:
+    found = summary(ROWS)
+    assert json.dumps(summary(ROWS[::-1])) == json.dumps(found)
+    text = table(found)
+    assert "| unchanged | 79.43 ± 0.59 (3) |  |  | 85,376 |" in text
+    assert "| gumbel soft | 78.10 ± 0.14 (2) | gumbel | -0.30 | 316,000 |" in text
+    assert "commits" not in text
+    assert "Rows of 2 commits." in table(summary([*ROWS, row("one round", 3, 79.0, "b")]))
