@@ -99,8 +99,29 @@ def force_first(space: Space, choices: RelaxedChoices, offsets: Sequence[int], r
         if not choice.by_filter:
             continue
         first, own = choices.index[choice.name].start, ranks[offsets[index] : offsets[index] + group.size]
-        for position in (own < max(choice.options[0] // choice.block, 1)).nonzero().flatten().tolist():
-            choices.forced[first + position // choice.block] = True
+        kept = first_ranked(choice, choice.options[0], own)
+        choices.forced[[first + position // choice.block for position in kept]] = True
+
+
+def first_ranked(choice: Choice, count: int, ranks: Tensor) -> tuple[int, ...]:
+    """The `count` filters of a group that rank first; where blocks of filters decide, those of whole blocks.
+
+    A block ranks as the first of its filters. A last block that is shorter only stays where all do.
+
+    Args:
+        choice: of the group's filters.
+        count: one of its options.
+        ranks: of the group's filters; shape (size,).
+    """
+    size, block = len(ranks), choice.block
+    if not choice.by_filter:
+        return tuple((ranks < count).nonzero().flatten().tolist())
+    best = nn.functional.pad(ranks, (0, choice.count * block - size), value=size).view(choice.count, block).amin(1)
+    if size % block:
+        best[-1] = size
+    stays = torch.zeros(choice.count, dtype=torch.bool, device=ranks.device)
+    stays[best.argsort()[: -(-count // block)]] = True
+    return tuple(stays.repeat_interleave(block)[:size].nonzero().flatten().tolist())
 
 
 def keeping_order(choice: Choice, chances: Tensor, ranks: Tensor) -> list[int]:

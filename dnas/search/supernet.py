@@ -15,7 +15,7 @@ from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
 from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
 from dnas.search.normalise import MixedNorm, mask_indices
-from dnas.search.order import allowed, filter_table, force_first, keeping_order, place, place_filters
+from dnas.search.order import allowed, filter_table, first_ranked, force_first, keeping_order, place, place_filters
 from dnas.search.relax import HARD, Relaxation
 from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
@@ -415,7 +415,7 @@ class Supernet(nn.Module):
             if group.choice not in kept:
                 offset = self._group_offsets[index]
                 ranks = self.ranks[offset : offset + group.size]
-                kept[group.choice] = tuple((ranks < architecture[group.choice]).nonzero().flatten().tolist())
+                kept[group.choice] = first_ranked(self.space.choice(group.choice), architecture[group.choice], ranks)
         return replace(architecture, kept=kept)
 
     # --- parameters and state

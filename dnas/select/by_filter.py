@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
 from dnas.select.frontier import Levels, block_sizes, kept_at, ranking
 from dnas.select.program import Program
 from dnas.select.settle import GAP, left_out, settle, total_score
 from dnas.select.solve import solve
 from dnas.space.architecture import FRONTIER, Architecture, Certificate
-from dnas.space.choice import ChannelMap, Choice, Layer, Position, Space
+from dnas.space.choice import ActTensor, ChannelMap, Choice, Layer, Position, Space
 from dnas.space.cost import Cost, Factor, tensors_by_row, unit_of
-from dnas.space.filter_cost import by_filter, layer_by_filter, tensor_side
+from dnas.space.filter_cost import by_filter, layer_by_filter, tensor_parts, tensor_side
 
 COUNTS, COARSE, FINE = 5, 6, 96
 """Filter counts of a group and levels of a layer while counts are open; levels when they are settled."""
+TIGHTENED = 8
+"""Most times that a program is solved until its solution meets the budgets as the space counts costs."""
 
 
 @dataclass
@@ -68,22 +70,28 @@ class _Grid:
             return kept_at(choice, self.orders[name], self.counts[name][option], size).astype(np.float64)
         return np.full(size, choice.options[option] / size)
 
-    def options(self, name: str, channels: int) -> NDArray[np.int64]:
-        """The option that every channel takes at every level of a choice of bits; shape (levels, channels)."""
+    def options(self, name: str, channels: Sequence[int]) -> NDArray[np.int64]:
+        """The option that these channels take at every level of a choice of bits; shape (levels, channels)."""
         if name in self.levels:
-            return np.stack([self.levels[name].per_channel(t, channels) for t in range(self.size(name))])
-        return np.repeat(np.arange(self.size(name))[:, None], channels, axis=1)
+            return self.levels[name].per_channel(channels)
+        return np.repeat(np.arange(self.size(name))[:, None], len(channels), axis=1)
 
     def counted(
-        self, side: ChannelMap, name: str, only: set[int] | None = None
+        self, side: ChannelMap, name: str, only: set[int] | None = None, channels: Sequence[int] | None = None
     ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         """How many channels of a side stay at each option of a choice of bits.
+
+        Args:
+            side: the side.
+            name: the choice of bits.
+            only: the groups whose channels count; by default all.
+            channels: the choice's channels that the side's are; by default the same.
 
         Returns:
             the choices (groups, then bits) and the numbers for their joint options, shape (*joint options, K).
         """
         names, kept = self.stays(side, only)
-        taken = self.options(name, len(side))
+        taken = self.options(name, range(len(side)) if channels is None else channels)
         marked = np.eye(len(self.space.choice(name).options))[taken]  # levels, channels, K
         return (*names, name), np.tensordot(kept, marked, (-1, 1))
 
@@ -112,13 +120,17 @@ def _joined(parts: Sequence[tuple[tuple[str, ...], NDArray[np.float64]]], value:
     return Factor(names, value[tuple(grid[names.index(name)] for name in every)])
 
 
-def _layer_factors(grid: _Grid, layer: Layer, unit: NDArray[np.float64]) -> list[Factor]:
-    """The cost of a layer as tables over groups, levels and options."""
+def _layer_factors(grid: _Grid, layer: Layer, unit: NDArray[np.float64], least: bool) -> list[Factor]:
+    """The cost of a layer as tables over groups, levels and options; with `least` see `_surrogate_cost`."""
     if layer.depthwise:
         names, kept = grid.stays(layer.outputs)
-        weights = grid.options(layer.weight_choice, len(layer.outputs))
-        acts = grid.options(layer.act_choice, len(layer.inputs))
-        value = np.tensordot(kept, unit[weights[:, None], acts[None]], (-1, 2))
+        weights = grid.options(layer.weight_choice, range(len(layer.outputs)))
+        acts = grid.options(layer.act_choice, range(len(layer.inputs)))
+        tables = [unit]
+        if least and {layer.weight_choice, layer.act_choice} <= grid.levels.keys():
+            tables = _planes_below(unit, counts_open=any(len(grid.counts.get(name, ())) > 1 for name in names))
+        values = [np.tensordot(kept, table[weights[:, None], acts[None]], (-1, 2)) for table in tables]
+        value: NDArray[np.float64] = np.max(values, axis=0)
         return [_joined([((*names, layer.weight_choice, layer.act_choice), value)], value)]
     outs = grid.counted(layer.outputs, layer.weight_choice)
     found = []
@@ -129,29 +141,69 @@ def _layer_factors(grid: _Grid, layer: Layer, unit: NDArray[np.float64]) -> list
     return found
 
 
-def _surrogate_cost(grid: _Grid, cost: Cost, budget: Budget) -> Cost:
-    """The cost over the program's options."""
+def _planes_below(unit: NDArray[np.float64], counts_open: bool) -> list[NDArray[np.float64]]:
+    """McCormick's planes below what a channel costs at both of its widths; shape (W, A) each.
+
+    A sum of w a over channels is not a function of the two total widths, which is all that levels bound; the sum of
+    a_min w + w_min a - w_min a_min is, and so is that at the largest widths: it is no larger, as
+    (w_max - w) (a_max - a) >= 0. The latter may fall as a channel is added, so it bounds nothing while counts are open.
+    """
+    corners = (0,) if counts_open else (0, -1)
+    return [unit[:, [k]] + unit[[k], :] - unit[k, k] for k in corners]
+
+
+def _tensor_factors(grid: _Grid, tensor: ActTensor, least: bool) -> list[Factor]:
+    """The bits of a stored tensor as tables over groups, levels and options; with `least` see `_surrogate_cost`."""
+    choice, found = grid.space.choice(tensor.choice), []
+    bits = np.asarray(choice.act_bits, dtype=np.float64) * tensor.elements
+    for part, channels in tensor_parts(grid.space, tensor):
+        levels = grid.levels.get(choice.name)
+        some = levels is not None and channels is not None and len(channels) < levels.channels
+        if channels is None or (least and some):
+            names, kept = grid.stays(part)
+            value = kept.sum(-1) * (bits[-1] if channels is None else bits[0])
+        else:
+            names, counted = grid.counted(part, choice.name, channels=channels)
+            value = counted @ bits
+        found.append(_joined([(names, value)], value))
+    return found
+
+
+def _surrogate_cost(grid: _Grid, cost: Cost, budget: Budget, least: bool = False) -> Cost:
+    """The cost over the program's options.
+
+    Args:
+        grid: the options.
+        cost: the cost over the space.
+        budget: holds the user's own costs.
+        least: instead of an option's cost a lower bound for every architecture whose total widths, over the filters of
+            each layer that stay, are at least the option's. Where the cost is a function of these the two are the same.
+            Else single widths enter: of a depthwise layer, or of a tensor that only some channels are part of.
+    """
     space = grid.space
     rows = [list(row) for row in cost.rows]
     for number, tensors in enumerate(tensors_by_row(space, cost.name)):
         for tensor in tensors:
-            side = tensor_side(space, tensor)
-            if by_filter(space, side, tensor.choice):
-                names, counted = grid.counted(side, tensor.choice)
-                bits = np.asarray(space.choice(tensor.choice).act_bits, dtype=np.float64) * tensor.elements
-                rows[number].append(_joined([(names, counted)], counted @ bits))
+            if by_filter(space, tensor_side(space, tensor), tensor.choice):
+                rows[number] += _tensor_factors(grid, tensor, least)
     if not tensors_by_row(space, cost.name):
         for layer in space.layers:
             if layer_by_filter(space, layer):
-                rows[0] += _layer_factors(grid, layer, unit_of(space, layer, cost.name, budget.functions))
+                unit = unit_of(space, layer, cost.name, budget.functions)
+                rows[0] += _layer_factors(grid, layer, unit, least)
     return Cost(cost.name, tuple(tuple(row) for row in rows), cost.constants)
+
+
+def _sides(space: Space) -> dict[str, ChannelMap]:
+    """The filters (channels) that every choice of bits is about."""
+    sides = {layer.weight_choice: layer.outputs for layer in space.layers}
+    return sides | {layer.act_choice: layer.inputs for layer in reversed(space.layers)}
 
 
 def _values(grid: _Grid, scores: Scores) -> tuple[dict[str, list[float]], list[Factor]]:
     """Scores per option of single choices, and those that depend on which filters stay, as joint tables."""
     space, values, joint = grid.space, {}, []
-    sides = {layer.weight_choice: layer.outputs for layer in space.layers}
-    sides |= {layer.act_choice: layer.inputs for layer in reversed(space.layers)}
+    sides = _sides(space)
     for choice in space.choices:
         name = choice.name
         values[name] = [0.0] * grid.size(name)
@@ -195,7 +247,7 @@ class _Problem:
     """The program over one grid."""
 
     def __init__(self, grid: _Grid, scores: Scores, costs: Sequence[Cost], budget: Budget | None) -> None:
-        self.grid = grid
+        self.grid, self._costs, self._budget = grid, costs, budget
         options = {c.name: tuple(range(grid.size(c.name))) for c in grid.space.choices}
         choices = tuple(Choice(c.name, c.kind, options[c.name]) for c in grid.space.choices)
         self.space = Space(choices, (), (), (), {})
@@ -219,12 +271,16 @@ class _Problem:
         return sum(self.values[name][option] for name, option in chosen.items()) + sum(t.at(chosen) for t in self.joint)
 
     def optimistic(self) -> "_Problem":
-        """Every option stands for all up to the next one: it costs what the cheapest of them costs and scores the best."""
+        """Every option stands for all up to the next one: it costs no more than any of them and scores as the best.
+
+        The scores must not fall towards the dearer options.
+        """
         found = copy.copy(self)
+        if self._budget:
+            found.costs = [_surrogate_cost(self.grid, cost, self._budget, least=True) for cost in self._costs]
         found.values = dict(self.values)
         for name in self.grid.counts:
-            best = np.maximum.accumulate(self.values[name])
-            found.values[name] = [*best[1:].tolist(), float(best[-1])]
+            found.values[name] = [*self.values[name][1:], self.values[name][-1]]
         found.joint = []
         for factor in self.joint:
             axis = next(i for i, name in enumerate(factor.choices) if name in self.grid.levels)
@@ -236,15 +292,84 @@ class _Problem:
         return found
 
 
-def _grid(space: Space, scores: Scores, counts: Mapping[str, tuple[int, ...]], most: int) -> _Grid:
+def _grid(
+    space: Space, scores: Scores, counts: Mapping[str, tuple[int, ...]], most: int, ranked: Scores | None = None
+) -> _Grid:
+    """The options of the program; filters stay in the order of `ranked`, by default of the scores themselves."""
     levels, orders = {}, {}
+    sides = _sides(space)
     for choice in space.choices:
         if choice.by_filter and choice.kind == "filters":
-            orders[choice.name] = ranking(scores, choice)
+            orders[choice.name] = ranking(ranked or scores, choice)
         elif choice.by_filter and choice.searched:
             bits = choice.weight_bits if choice.kind == "weight_bits" else choice.act_bits
-            levels[choice.name] = Levels.of(choice, bits, scores.rows(choice), most)
+            levels[choice.name] = Levels.of(choice, bits, scores.rows(choice), most, len(sides[choice.name]))
     return _Grid(space, levels, dict(counts), orders)
+
+
+def _upper_bound(
+    space: Space,
+    scores: Scores,
+    counts: Mapping[str, tuple[int, ...]],
+    most: int,
+    costs: Sequence[Cost],
+    budget: Budget | None,
+    limits: Mapping[str, float],
+    seconds: float,
+) -> float:
+    """No architecture within the budget that keeps filters in the order of their benefit scores above this."""
+    if budget and any(name in budget.functions for name in limits):
+        return float(sum(max(row) for choice in space.choices for row in scores.rows(choice)))
+    best = _never_falling(scores, space)
+    grid = _grid(space, best, counts, most, ranked=scores)
+    _, bound = _Problem(grid, best, costs, budget).optimistic().solve(limits, seconds)
+    return bound + left_out(best, space)
+
+
+def _never_falling(scores: Scores, space: Space) -> Scores:
+    """The least scores above these that do not fall towards the dearer options of a choice by filter."""
+    values = dict(scores.values)
+    for choice in space.choices:
+        if choice.by_filter:
+            rows = np.maximum.accumulate(np.asarray(scores.rows(choice), dtype=np.float64), axis=1)
+            values[choice.name] = tuple(tuple(row) for row in rows.tolist())
+    return Scores(values, scores.method)
+
+
+def _solve_within(
+    problem: _Problem,
+    scores: Scores,
+    costs: Sequence[Cost],
+    limits: Mapping[str, float],
+    budget: Budget | None,
+    seconds: float,
+) -> dict[str, Position]:
+    """The program's best architecture, its single filters settled, that meets the budgets as the space counts costs.
+
+    The program counts the same up to rounding; where its solution costs more, it is solved with tighter limits.
+
+    Raises:
+        BudgetError: none was found.
+    """
+    tightened = dict(limits)
+    for _ in range(TIGHTENED):
+        try:
+            chosen, _ = problem.solve(tightened, seconds * 2 / 3)
+        except BudgetError:
+            if tightened == dict(limits):
+                raise
+            break
+        start = problem.grid.positions(chosen)
+        positions = settle(problem.grid.space, start, scores, costs, limits, budget, seconds / 3)
+        spent = {cost.name: cost.at(positions) for cost in costs}
+        if all(spent[name] <= limit for name, limit in limits.items()):
+            return positions
+        for name, limit in limits.items():
+            tightened[name] *= min(1.0, limit / spent[name] * (1 - 1e-7)) if spent[name] > limit else 1.0
+    raise BudgetError(
+        f"no architecture was found whose costs hold the budgets {dict(limits)}; the last one costs {spent}; raise the "
+        "budget slightly, or let whole layers decide (space.granularity, space.act_granularity)"
+    )
 
 
 def _spread(options: Sequence[int], most: int) -> tuple[int, ...]:
@@ -267,6 +392,11 @@ def select_by_filter(
     everything else settled, single filters are settled together. The bound is that of the grid whose options stand for
     all that lies between them, so the certificate's gap holds against every architecture that keeps filters in this
     order. A user's own cost need not grow with the width: the bound is then the score of all best options together.
+    Where a cost depends on more than total widths, as that of a depthwise layer whose filters and channels both decide,
+    the bound is that of a lower bound of the cost.
+
+    Raises:
+        BudgetError: no architecture of the space meets the budget, or none was found.
     """
     start = time.perf_counter()
     counts = {c.name: c.options for c in space.choices if c.by_filter and c.kind == "filters"}
@@ -274,7 +404,7 @@ def select_by_filter(
     if counts:
         problem = _Problem(_grid(space, scores, chosen_counts, COARSE), scores, costs, budget)
         chosen, _ = problem.solve(limits, time_limit / 4)
-        _, bound = problem.optimistic().solve(limits, time_limit / 4)
+        bound = _upper_bound(space, scores, chosen_counts, COARSE, costs, budget, limits, time_limit / 4)
         while max(len(_between(counts[n], chosen_counts[n], chosen[n])) for n in counts) > 1:
             chosen_counts = {n: _spread(_between(counts[n], chosen_counts[n], chosen[n]), COUNTS) for n in counts}
             problem = _Problem(_grid(space, scores, chosen_counts, COARSE), scores, costs, budget)
@@ -283,14 +413,10 @@ def select_by_filter(
                 break
         chosen_counts = {n: (chosen_counts[n][chosen[n]],) for n in counts}
     problem = _Problem(_grid(space, scores, chosen_counts, FINE), scores, costs, budget)
-    chosen, _ = problem.solve(limits, time_limit / 2)
+    positions = _solve_within(problem, scores, costs, limits, budget, time_limit * 3 / 4)
     if not counts:
-        _, bound = problem.optimistic().solve(limits, time_limit / 4)
-    positions = settle(space, problem.grid.positions(chosen), scores, costs, limits, budget, time_limit / 4)
+        bound = _upper_bound(space, scores, {}, FINE, costs, budget, limits, time_limit / 4)
     value = total_score(scores, space, positions)
-    bound += left_out(scores, space)
-    if budget and any(name in budget.functions for name in limits):
-        bound = sum(max(row) for choice in space.choices for row in scores.rows(choice))
     bound = max(bound, value)
     found = {cost.name: cost.at(positions) for cost in costs}
     certificate = Certificate(value, bound, bound - value, FRONTIER, time.perf_counter() - start, found, limits)

@@ -1,7 +1,7 @@
 """What single filters decide, as a few choices per layer: the best score for each total width and each number of filters.
 
 Of all ways to give the filters of a layer their widths, only those on the frontier of (total width, score) matter to a
-cost that adds up over filters. A price per bit picks them: at price p every filter takes the option of largest
+cost that adds up over filters. A price per bit and filter picks them: at price p every filter takes the option of largest
 score - p * bits. Levels are such prices; at the same price, the filters of any subset are on the frontier of that subset.
 """
 
@@ -21,34 +21,40 @@ class Levels:
 
     taken: option of every decision, shape (levels, decisions): the cheapest of all first, the dearest of all last.
     scores: of every decision at every level, shape (levels, decisions), the dearest option's taken as 0.
+    channels: how many filters (channels) there are.
     """
 
     choice: Choice
     taken: NDArray[np.int64]
     scores: NDArray[np.float64]
+    channels: int
 
     @staticmethod
-    def of(choice: Choice, bits: Sequence[int], rows: Sequence[Sequence[float]], most: int) -> "Levels":
-        """At most `most` levels, evenly spread over the total width, both ends among them."""
+    def of(choice: Choice, bits: Sequence[int], rows: Sequence[Sequence[float]], most: int, channels: int) -> "Levels":
+        """At most `most` levels, evenly spread over the total width of all channels, both ends among them."""
         values = np.asarray(rows, dtype=np.float64)
         values = values - values[:, -1:]
-        widths = np.asarray(bits, dtype=np.float64)
-        slopes = (values[:, :, None] - values[:, None, :]) / np.where(
-            widths[:, None] > widths, widths[:, None] - widths, np.inf
-        )
+        widths = np.outer(block_sizes(choice, channels), np.asarray(bits, dtype=np.float64))
+        wider = widths[:, :, None] - widths[:, None, :]
+        slopes = (values[:, :, None] - values[:, None, :]) / np.where(wider > 0, wider, np.inf)
         prices = np.unique(np.concatenate([[0.0], slopes[slopes > 0]]))[::-1]
         tried = np.concatenate([[prices[0] * 2 + 1.0], (prices[:-1] + prices[1:]) / 2, [prices[-1] / 2 - 1e-12, -1e12]])
         taken = np.stack([np.argmax(values - price * widths, axis=1) for price in tried])
-        total = widths[taken].sum(1)
+        total = _total(widths, taken)
         keep = np.unique(np.searchsorted(total, np.linspace(total[0], total[-1], max(most, 2))))
         taken = np.unique(taken[np.minimum(keep, len(taken) - 1)], axis=0)
-        order = np.argsort(widths[taken].sum(1), kind="stable")
-        taken = taken[order]
-        return Levels(choice, taken, np.take_along_axis(values, taken.T, axis=1).T)
+        taken = taken[np.argsort(_total(widths, taken), kind="stable")]
+        return Levels(choice, taken, np.take_along_axis(values, taken.T, axis=1).T, channels)
 
-    def per_channel(self, level: int, channels: int) -> NDArray[np.int64]:
-        """The option of every filter at a level; shape (channels,)."""
-        return np.repeat(self.taken[level], self.choice.block)[:channels]
+    def per_channel(self, channels: Sequence[int]) -> NDArray[np.int64]:
+        """The option of these filters at every level; shape (levels, channels)."""
+        return self.taken[:, np.asarray(channels) // self.choice.block]
+
+
+def _total(widths: NDArray[np.float64], taken: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The total width at every level, from those of every decision's options; shape (levels,)."""
+    found: NDArray[np.float64] = np.take_along_axis(widths, taken.T, axis=1).sum(0)
+    return found
 
 
 def ranking(scores: Scores, choice: Choice) -> NDArray[np.int64]:

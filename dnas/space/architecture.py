@@ -66,13 +66,28 @@ def _check(choice: Choice, option: Option) -> None:
         choice.index(bits)
 
 
+def _check_blocks(choice: Choice, size: int, kept: Sequence[int]) -> None:
+    """Raises ValueError unless what stays are whole blocks, where blocks of filters decide."""
+    stays: dict[int, list[int]] = {}
+    for position in sorted(set(kept)) if choice.by_filter else ():
+        stays.setdefault(position // choice.block, []).append(position)
+    for number, found in stays.items():
+        block = range(number * choice.block, min((number + 1) * choice.block, size))
+        if len(found) != len(block):
+            raise ValueError(
+                f"{choice.name}: of the filters {list(block)}, which decide together (space.filter_block="
+                f"{choice.block}), {found} are kept; keep all of them or none, or leave `kept` out and take the "
+                "architecture through `Supernet.with_filters`"
+            )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One option (its value, not its position) per choice of a space.
 
     options: for a choice of weight or activation bits by filter a tuple, one width per filter or channel; what is
     removed has width 0 or any option. kept: for a group's choice the indices of the filters that stay, ascending; a
-    supernet ranks the filters of groups that are not named.
+    supernet ranks the filters of groups that are not named. Where blocks of filters decide, whole blocks stay.
     """
 
     space: Space
@@ -93,6 +108,8 @@ class Architecture:
                 raise ValueError(f"{name}: {len(set(kept))} filters are kept, but the option is {self.options[name]}")
         for group in self.space.groups:
             stays = (self.kept or {}).get(group.choice)
+            if stays is not None:
+                _check_blocks(self.space.choice(group.choice), group.size, stays)
             if stays is not None and group.blocks > 1:
                 counts = Counter(position * group.blocks // group.size for position in stays)
                 if len({counts[block] for block in range(group.blocks)}) > 1:

@@ -46,6 +46,26 @@ def tensor_side(space: Space, tensor: ActTensor) -> ChannelMap:
     return layer.inputs if tensor.side == "input" else layer.outputs
 
 
+def tensor_parts(space: Space, tensor: ActTensor) -> list[tuple[ChannelMap, tuple[int, ...] | None]]:
+    """The channels of a stored tensor, and which channels of its choice they are, or become: these decide their widths.
+
+    An output that waits may be a part of what its choice is about (before a concat). Where a channel is there more than
+    once (or not to be followed) its width is not that of one decision: None, it counts at the dearest width.
+    """
+    side = tensor_side(space, tensor)
+    if tensor.side == "input" or not space.choice(tensor.choice).by_filter:
+        return [(side, tuple(range(len(side))))]
+    reader = next(layer for layer in space.layers if layer.act_choice == tensor.choice).inputs
+    places: dict[tuple[int, int], list[int]] = {}
+    for channel, key in enumerate(zip(reader.group, reader.position, strict=True)):
+        places.setdefault(key, []).append(channel)
+    keys = list(zip(side.group, side.position, strict=True))
+    known = [key for key in keys if len(places.get(key, ())) == 1]
+    others = [key for key in keys if len(places.get(key, ())) != 1]
+    parts = [(known, tuple(places[key][0] for key in known)), (others, None)]
+    return [(ChannelMap(*zip(*found, strict=True)), channels) for found, channels in parts if found]
+
+
 @dataclass
 class _Terms:
     """What is collected before choices have rows; `dnas.space.cost` numbers them."""
@@ -65,11 +85,18 @@ class _Terms:
         key = (choice.name, decision) if choice.searched else ONE
         return self.masses.setdefault(key, len(self.masses))
 
-    def entries(self, side: ChannelMap, name: str) -> list[Entry]:
-        """For every channel of a side what it stays by and what decides its width."""
+    def entries(self, side: ChannelMap, name: str, channels: Sequence[int] | None = None) -> list[Entry]:
+        """For every channel of a side what it stays by and what decides its width.
+
+        Args:
+            side: the side.
+            name: the choice of widths, or nothing.
+            channels: the choice's channels that these are; by default the same.
+        """
         choice = self.space.choice(name) if name else None
         found = []
-        for channel, (group, position) in enumerate(zip(side.group, side.position, strict=True)):
+        own = range(len(side)) if channels is None else channels
+        for channel, group, position in zip(own, side.group, side.position, strict=True):
             decision = ONE
             if choice is not None:
                 decision = (choice.name, channel // choice.block if choice.by_filter else 0)
@@ -298,11 +325,10 @@ def tensor_terms(space: Space, rows: Sequence[Sequence[ActTensor]]) -> FilterTer
         for tensor in tensors:
             side = tensor_side(space, tensor)
             if by_filter(space, side, tensor.choice):
-                act = space.choice(tensor.choice)
-                own = len(side) == act.count or not act.by_filter
-                segment = terms.segment(terms.entries(side, act.name if own else ""))
-                bits = np.array(act.act_bits if own else act.act_bits[-1:], dtype=np.float64) * tensor.elements
-                terms.tensors.append((number, segment, bits))
+                bits = np.array(space.choice(tensor.choice).act_bits, dtype=np.float64) * tensor.elements
+                for part, channels in tensor_parts(space, tensor):
+                    segment = terms.segment(terms.entries(part, tensor.choice if channels else "", channels))
+                    terms.tensors.append((number, segment, bits if channels else bits[-1:]))
     return _finish(terms, len(rows))
 
 

@@ -11,7 +11,8 @@ def lifetimes(
 ) -> list[ActTensor]:
     """From when to when every quantised tensor, and every layer output that waits to become one, is held.
 
-    A layer output that waits has the width of the first tensor that it becomes part of, also where that one is not stored.
+    A layer output that waits has the width of the first tensor that it becomes part of, also where that one is not stored:
+    channel by channel where channels decide, see `dnas.space.filter_cost.tensor_parts`.
 
     Args:
         trace: one forward pass.

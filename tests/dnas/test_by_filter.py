@@ -192,6 +192,54 @@ def test_a_cost_that_does_not_add_up_is_refused() -> None:
         supernet.cost("bops_uniq")
 
 
+@pytest.mark.parametrize("block", [1, 3, 4])
+@torch.no_grad()
+def test_where_blocks_decide_whole_ones_are_filled_in(block: int) -> None:
+    """Of every count on offer: the blocks of the best filters, at the cost before, in supernet and realised network."""
+    supernet, inputs = built("residual", filter_block=block, filters=(0.25, 1.0))
+    space, generator = supernet.space, torch.Generator().manual_seed(block)
+    fine = [group for group in space.groups if space.choice(group.choice).by_filter]
+    assert any(group.size % 3 for group in fine)
+    importance = {group.choice: torch.rand(group.size, generator=generator) for group in fine}
+    supernet.rank_filters(importance)
+    for share in (0.0, 0.5, 0.75, 1.0):
+        architecture = dnas.uniform_architecture(space, 4, 8, share)
+        filled = supernet.with_filters(architecture)
+        assert filled.cost("bops") == architecture.cost("bops")
+        for group in fine:
+            size, count = group.size, int(architecture[group.choice])
+            blocks = [range(i, min(i + block, size)) for i in range(0, size, block)]
+            worth = importance[group.choice]
+            best = sorted((b for b in blocks if len(b) == block or count == size), key=lambda b: -float(worth[b].max()))
+            assert set(filled.kept[group.choice]) == {i for b in best[: -(-count // block)] for i in b}
+        realised = dnas.realise(supernet, architecture).eval()
+        assert realised.architecture.cost("bops") == architecture.cost("bops")
+        with supernet.evaluate_as(architecture):
+            assert_close(realised(*inputs), supernet(*inputs), 1e-10)
+
+
+def test_filters_that_decide_together_stay_together() -> None:
+    supernet, _ = built("chain", filter_block=2)
+    space = supernet.space
+    group = next(group for group in space.groups if space.choice(group.choice).by_filter)
+    likely = supernet.most_probable()
+    options = {**likely.options, group.choice: 2}
+    assert Architecture(space, options, {**likely.kept, group.choice: (2, 3)}).kept[group.choice] == (2, 3)
+    with pytest.raises(ValueError, match=r"of the filters \[2, 3\].* \[3\] are kept; keep all of them or none"):
+        Architecture(space, options, {**likely.kept, group.choice: (3, 4)})
+
+
+def test_as_many_blocks_as_have_to_always_stay() -> None:
+    supernet, _ = built("residual", filter_block=2, filters=(0.5, 1.0))
+    space = supernet.space
+    supernet.rank_filters({g.choice: -torch.arange(g.size).float() for g in space.groups})  # the best stand together
+    for group in space.groups:
+        choice = space.choice(group.choice)
+        if choice.by_filter:
+            rows = supernet.choices.index[choice.name]
+            assert int(supernet.choices.forced[rows].sum()) * choice.block == choice.options[0]
+
+
 def test_which_filters_stay_has_to_be_known() -> None:
     supernet, _ = built("chain")
     found = drawn(supernet.space, 0)

@@ -47,6 +47,19 @@ class Two(nn.Module):
         return self.head(z + y[:, :2])
 
 
+class Joined(nn.Module):
+    """A tensor that waits for another one, to be joined with it once or twice."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+        self.last = nn.Conv2d(2 * times + 2, 1, 1)
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat([*[self.first(x).relu()] * self.times, self.second(x).relu()], 1))
+
+
 def space_of(model: nn.Module, **options: Any) -> Space:
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     return dnas.build_space(model, torch.rand(4, channels, 4, 4), **{**OPTIONS, **options})
@@ -135,3 +148,41 @@ def test_the_expectation_is_that_of_enumeration(kind: str, name: str, generator:
     matrix = torch.cat([nn.functional.pad(chances[c], (0, width - chances[c].shape[1])) for c in cost.choices])
     assert float(cost.expectation(matrix)) == pytest.approx(want, rel=1e-10)
     assert torch.autograd.gradcheck(cost.expectation, matrix.requires_grad_())
+
+
+def joined(times: int, block: int) -> Space:
+    fine = {"granularity": "layer", "act_granularity": {"last": "filter"}, "filter_block": block}
+    return space_of(Joined(times), weight_bits=(4,), act_bits=(2, 3, 8), **fine)
+
+
+def stored(space: Space, channels: int) -> Iterator[tuple[dict[str, Position], list[int]]]:
+    """Every way to give these channels of the last layer's input their widths."""
+    block = space.choice("last.act_bits").block
+    for taken in product(range(3), repeat=-(-channels // block)):
+        widths = [(2, 3, 8)[taken[channel // block]] for channel in range(channels)]
+        yield {**space.extreme(dearest=True), "last.act_bits": taken}, widths
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_stored_channels_have_the_widths_of_their_own_decisions(block: int) -> None:
+    """Images of 16 pixels at 8 bits; `first` waits until the concat, at the widths that its two channels have in there."""
+    space = joined(1, block)
+    traffic, peak = build_cost(space, "activation_traffic_bits"), build_cost(space, "peak_activation_bits")
+    values = []
+    for positions, widths in stored(space, 4):
+        image, waiting, joint = 16 * 8, 16 * sum(widths[:2]), 16 * sum(widths)
+        values.append(image + joint)
+        assert traffic.at(positions) == values[-1]
+        assert peak.at(positions) == image + waiting + joint  # while `second` runs
+    even = torch.full((space.choice("last.act_bits").count, 3), 1 / 3, dtype=torch.float64)
+    matrix = {"last.act_bits": even}
+    found = traffic.expectation(torch.cat([matrix.get(name, torch.eye(1, 3).double()) for name in traffic.choices]))
+    assert float(found) == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_channel_that_is_joined_twice_waits_at_the_dearest_width(block: int) -> None:
+    space = joined(2, block)
+    peak = build_cost(space, "peak_activation_bits")
+    for positions, widths in stored(space, 6):
+        assert peak.at(positions) == 16 * 8 + 16 * 2 * 8 + 16 * sum(widths)
