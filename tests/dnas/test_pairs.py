@@ -86,8 +86,12 @@ def test_an_architecture_of_pairs_travels_as_json() -> None:
 
 def test_measured_scores_of_pairs_keep_their_order() -> None:
     """W3A3 does not contain W2A4: where a pair that costs more is worth less, that is no noise."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4))
-    space = dnas.build_space(net, torch.rand(4, 3, 8, 8), filters=(1.0,), pairs=[(2, 4), (3, 3), (2, 8), (8, 2), (8, 8)])
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)
+    )
+    space = dnas.build_space(
+        net, torch.rand(4, 3, 8, 8), filters=(1.0,), pairs=[(2, 4), (3, 3), (2, 8), (8, 2), (8, 8)]
+    )
     choice = next(c for c in space.choices if c.kind == "pair_bits")
     values = {c.name: (0.0,) * c.width for c in space.choices} | {choice.name: (-0.3, -0.3, -0.1, -0.9, 0.0)}
     assert Scores(values, "measured").monotone(space).values == values

@@ -113,7 +113,12 @@ LAYOUTS = {
     "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
     "with gaps": lambda x: torch.cat([x, x], 3)[..., ::2],
     "with gaps as large as its rows": lambda x: (
-        x[:, :4].repeat_interleave(2, 2).repeat_interleave(2, 3).transpose(0, 1).contiguous()[:, :, ::2, ::2].transpose(0, 1)
+        x[:, :4]
+        .repeat_interleave(2, 2)
+        .repeat_interleave(2, 3)
+        .transpose(0, 1)
+        .contiguous()[:, :, ::2, ::2]
+        .transpose(0, 1)
     ),
     "expanded": lambda x: x[:, :1].expand(-1, 6, -1, -1),
     "empty": lambda x: x[:0],

@@ -79,6 +79,7 @@ def test_fit_step_is_the_best_of_its_grid(
     monkeypatch.setattr(quant.quantizer, "kernel_available", lambda: loaded and kernel_available())
     x = torch.randn(3, 200, generator=generator)
     x = x if spec.signed else x.abs()
+
     def error(row: Tensor, step: float) -> float:
         return sum((slow_code(v, step, spec) * step - v) ** 2 for v in row.tolist())
 
