@@ -106,7 +106,8 @@ class Neighbours:
 class Sampler:
     """Random architectures of a space; within a band of a cost, where one is given, spread evenly over its logarithm.
 
-    A band may reach beyond what draws cost: they are then spread over the part that they reach. The n-th draw depends on the seed and n alone.
+    A band may reach beyond what draws cost: they are then spread over the part that they reach. The n-th draw depends on
+    the seed and n alone.
     """
 
     def __init__(
