@@ -279,8 +279,9 @@ def _gap(report: Mapping[str, Any]) -> Markup | None:
         for entry in gap
     ]  # fmt: skip
     text = (
-        "Validation accuracy in the supernet, before retraining: with the choices mixed as they were searched "
-        "(relaxed), with the most probable option of each (argmax), and with those that the budget allows (selected)."
+        "Validation accuracy in the supernet, before retraining: with all options mixed by their probabilities (relaxed), "
+        "with single ones drawn by them, as a search by samples trains (sampled, the mean), with the most probable one of "
+        "each choice (argmax), and with those that the budget allows (selected)."
     )
     header = ["Network", *[f"{_head(name)}, of 8 bits" for name in names], "Validation accuracy, %"]
     return section(

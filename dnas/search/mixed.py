@@ -1,6 +1,7 @@
 """The mixed layer and the mixed activation: a user's layer whose widths and channels follow the current sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +213,24 @@ class MixedLayer(Mixed):
             result: Tensor = self.layer(input)
             return result
         return apply_layer(self.layer, self._shared[0](input), self.mixed_weight())
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[dict[MixedActivation, list[Tensor]]]:
+    """By activation what the layers that it serves read, before it is quantised; inside the context only."""
+    seen: dict[MixedActivation, list[Tensor]] = {}
+
+    def keep(module: MixedLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (x,) = (*args, *kwargs.values())
+        seen.setdefault(module.activation, []).append(x.detach())
+
+    layers = [module for module in model.modules() if isinstance(module, MixedLayer)]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _middle(side: int, kept: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnas.search.choices import RelaxedChoices
 from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
-from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample
+from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample, watched
 from dnas.search.normalise import MixedNorm, mask_indices
 from dnas.search.order import allowed, filter_table, first_ranked, force_first, keeping_order, place, place_filters
 from dnas.search.relax import HARD, Relaxation
@@ -71,7 +71,7 @@ class Supernet(nn.Module):
         self._sample = Sample()
         self._architecture: Architecture | None = None
         self._taken: Mapping[str, Position] | None = None
-        self._relaxed = False
+        self._relaxed = self._sampled = False
         self._costs: dict[str, Cost] = {}
         self._rows: dict[str, Tensor] = {}
         self.multipliers = nn.ParameterDict()
@@ -176,25 +176,12 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def calibrate(self, *inputs: Any) -> None:
         """Sets every activation step to the least squared error on these inputs, as the float network sees them."""
-        seen: dict[MixedActivation, list[Tensor]] = {}
-
-        def keep(module: MixedLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            (x,) = (*args, *kwargs.values())
-            seen.setdefault(module.activation, []).append(x.detach())
-
-        handles = [
-            module.register_forward_pre_hook(keep, with_kwargs=True)
-            for module in self.model.modules()
-            if isinstance(module, MixedLayer)
-        ]
         training = {module: module.training for module in self.modules()}
         try:
             self.eval()
-            with self.quantisers_off():
+            with self.quantisers_off(), watched(self.model) as seen:
                 self(*inputs)
         finally:
-            for handle in handles:
-                handle.remove()
             for module, mode in training.items():
                 module.training = mode
         for activation, tensors in seen.items():
@@ -225,7 +212,7 @@ class Supernet(nn.Module):
     def _draw(self) -> None:
         sample, choices = self._sample, self.choices
         sample.hard = not self._relaxed
-        if self.training and self._taken is None:
+        if (self.training or self._sampled) and self._taken is None:
             matrix, sample.hard = choices.sample(), self.relaxation.mode in HARD
         elif self._relaxed:
             matrix = choices.chances().detach()
@@ -272,6 +259,15 @@ class Supernet(nn.Module):
             yield
         finally:
             self._relaxed = False
+
+    @contextmanager
+    def evaluate_sampled(self) -> Iterator[None]:
+        """Evaluation mode draws a sample in every forward pass, as training does: what a search by single options trains."""
+        self._sampled = True
+        try:
+            yield
+        finally:
+            self._sampled = False
 
     @contextmanager
     def taking(self, positions: Mapping[str, Position]) -> Iterator[None]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from dnas.recipe import batch_statistics, evaluate
+from dnas.search.relax import HARD
 from dnas.search.scores import Scores
 from dnas.select.select import select as select_architecture
 from dnas.space.architecture import Architecture
@@ -12,9 +13,12 @@ from dnas.space.cost import reference_cost
 from dnas.stages.context import Run
 from quant.files import write_atomically
 
+SAMPLED = 4
+"""Passes over the validation images that judge samples, each batch another one."""
+
 
 def select(run: Run) -> None:
-    """Selects the architecture and compares it, in the supernet, with the relaxed one and with the argmax."""
+    """Selects the architecture and compares it, in the supernet, with the relaxed one, with samples and with the argmax."""
     supernet = run.supernet()
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
     given = run.config.select
@@ -41,6 +45,10 @@ def select(run: Run) -> None:
         }
     with supernet.evaluate_relaxed():
         gap = [{"network": "relaxed", "relative": expected, "accuracy": accuracy()}]
+    if supernet.relaxation.mode in HARD:
+        with supernet.evaluate_sampled():
+            passes = [accuracy() for _ in range(SAMPLED)]
+        gap.append({"network": "sampled", "relative": expected, "accuracy": sum(passes) / SAMPLED})
     gap.append({"network": "argmax", "relative": relative(likely), "accuracy": accuracy()})
     with supernet.evaluate_as(chosen):
         gap.append({"network": "selected", "relative": relative(chosen), "accuracy": accuracy()})

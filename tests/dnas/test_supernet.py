@@ -102,6 +102,23 @@ def test_hard_samples_follow_the_softmax(temperature: float) -> None:
     assert chisquare(pairs, np.outer(expected, expected).ravel() * 2000).pvalue > 1e-3  # choices are independent
 
 
+def test_evaluation_by_samples_draws_as_training_does() -> None:
+    model = Chain()
+    supernet = Supernet(model, build_space(model, example(model), (2, 8), (8,), (1.0,)), seed=3).eval()
+    likely = supernet.most_probable().positions()
+    draws: Counter[tuple[int, ...]] = Counter()
+    with torch.no_grad(), supernet.evaluate_sampled():
+        for _ in range(400):
+            supernet(*example(model))
+            found = sampled(supernet)
+            draws[tuple(found[c.name] for c in supernet.space.searched())] += 1
+    count = 2 ** len(list(supernet.space.searched()))
+    assert len(draws) == count
+    assert chisquare(list(draws.values())).pvalue > 1e-3  # the logits are all equal
+    supernet(*example(model))
+    assert {name: likely[name] for name in sampled(supernet)} == sampled(supernet)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_of_options_sum_to_one(mode: str) -> None:
     supernet = make(mode=mode).train()
