@@ -393,7 +393,8 @@ def _seconds(found: dict[str, Any]) -> str:
     """What the stages of a run took; results of earlier code do not say."""
     stages = ", ".join(f"{name} {value:,.0f}" for name, value in found["stages"].items())
     threads = f", engine.threads={found['threads']}" if found["threads"] else ""
-    return f"Seconds{threads}: {stages} ({found['networks']} networks)."
+    networks = f" ({found['networks']} networks)" if found["networks"] else ""
+    return f"Seconds{threads}: {stages}{networks}."
 
 
 DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
