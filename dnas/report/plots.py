@@ -89,7 +89,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     dress(axes)
     scale = 100.0 if panel.relative else 1.0
     others = sorted({point.method for point in panel.points} - set(STYLES))
-    apart = -6.0 * (panel.connect and any(point.accuracy_sd for point in panel.points))
+    apart = -2.0 * (panel.connect and any(point.accuracy_sd for point in panel.points))
     drawn = 0
     for method in dict.fromkeys([*STYLES, *others]):
         points = sorted((p for p in panel.points if p.method == method), key=lambda p: p.cost)
