@@ -118,13 +118,14 @@ def _again(folder: RunFolder, stage: str, options: Any, overrides: list[str], co
     changed = differences(had, options, OPTIONS[stage])
     if not changed:
         return False
-    after = [later for later in STAGES[STAGES.index(stage) + 1 :] if stage == "select" and folder.finished(later)]
+    after = [later for later in ("retrain", "export", "report") if stage == "select" and folder.finished(later)]
     if after:
         raise RunError(
             f"{folder.path}: {stage} has finished with other options ({'; '.join(changed)}), and {', '.join(after)} rest on "
             "it; nothing was changed. Use another folder=..., or leave these keys out"
         )
-    console.print(f"{stage}: again, with other options ({'; '.join(changed)})", highlight=False)
+    stale = "; the report still tells of what was there before" if folder.finished("report") else ""
+    console.print(f"{stage}: again, with other options ({'; '.join(changed)}){stale}", highlight=False)
     return True
 
 

@@ -59,6 +59,7 @@ class TorchRunner:
     def __init__(self, model: nn.Module) -> None:
         """Copies the network."""
         self.model = copy.deepcopy(model).cpu().eval()
+        self.layers = quantised_layers(self.model)
 
     def __call__(self, images: Tensor, given: Mapping[str, NDArray[np.int16]] | None = None) -> Run:
         """One batch.
@@ -71,7 +72,7 @@ class TorchRunner:
         codes: dict[str, NDArray[np.int16]] = {}
         scaled: dict[str, NDArray[np.float64]] = {}
         handles = []
-        for layer in quantised_layers(self.model):
+        for layer in self.layers:
             quantiser = layer.module.input_quant.quantiser  # type: ignore[union-attr]
 
             def hook(module: nn.Module, args: Any, name: str = layer.name, quantiser: Any = quantiser) -> Any:
