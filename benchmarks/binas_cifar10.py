@@ -11,9 +11,11 @@ results/binas_cifar10.json, its verdict and picture.
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from pareto_plan import RANDOM, Plan, finished, restore
-from pareto_runs import Setting, architecture_of, caps, float_network, quoted, search, uniform_rules
+from pareto_plan import RANDOM, Plan, Searches, finished, restore, side_by_side
+from pareto_runs import Setting, architecture_of, caps, float_network, quoted, search_folder, uniform_rules
 from pareto_verdict import difference, picture, renamed, summary
 
 from dnas.loaders import regrouped
@@ -63,7 +65,7 @@ def prepare(data: str, runs: Path) -> Setting:
 
 def promising(setting: Setting, budget_id: str) -> list[str]:
     """The uniform networks that do best in the supernet of seed 0, batch norms re-estimated, without training."""
-    run = setting.open(search(setting, "binas", SHARED, BUDGETS[SHARED], 0))
+    run = setting.open(search_folder(setting, "binas", SHARED, 0))
     supernet = run.supernet(trained=True).eval()
     batches = regrouped(list(run.batches("validation", 500, False).epoch(0)), 1000)[: IMAGES // 1000]
     names, found = [choice.name for choice in run.space.choices], {}
@@ -106,18 +108,25 @@ def main() -> None:
     setting = prepare(given.data, given.runs)
     restore(setting)
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, "binas", SHARED) for budget in given.budgets]
-        for method in given.methods:
-            for plan in plans:
-                if method == "binas":
-                    plan.reselected("binas", "main", "binas", SHARED)
-                elif method == "uniform":
-                    plan.uniform(promising(setting, plan.budget_id), screened=True)
-                else:
-                    plan.random(given.random)
-                found = verdict(finished(setting))
-                VERDICT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                picture(found, PICTURE, "CIFAR-10, elastic MobileNet")
+        searches = Searches(setting, pool, BUDGETS)
+        searches.wait(("binas", SHARED, seed) for seed in given.seeds)
+        alone = threading.Lock()  # one supernet at a time ranks networks in this process
+
+        def uniform(plan: Plan) -> None:
+            with alone:
+                rules = promising(setting, plan.budget_id)
+            plan.uniform(rules, screened=True)
+
+        methods: dict[str, Callable[[Plan], None]] = {
+            "binas": lambda plan: plan.reselected("binas", "main", "binas", SHARED),
+            "uniform": uniform,
+            "random": lambda plan: plan.random(given.random),
+        }
+        plans = [Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches) for name in given.budgets]
+        for _ in side_by_side([partial(methods[method], plan) for method in given.methods for plan in plans]):
+            found = verdict(finished(setting))
+            write_atomically(VERDICT, json.dumps(found, indent=1) + "\n")
+            picture(found, PICTURE, "CIFAR-10, elastic MobileNet")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ def restore(setting: Setting) -> None:
 
 def write(setting: Setting) -> None:
     """The result file, from all finished rows."""
-    setting.result.write_text(json.dumps(finished(setting), indent=1) + "\n", encoding="utf-8")
+    write_atomically(setting.result, json.dumps(finished(setting), indent=1) + "\n")
 
 
 def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,12 +78,49 @@ def rows_of_search(
     return [row for row in own if row.get("supernet") == supernets.get(row["search_seed"])]
 
 
+class Searches:
+    """Submits every search once, whichever of the plans that run side by side asks for it first."""
+
+    def __init__(self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]]) -> None:
+        """No search is submitted yet.
+
+        Args:
+            setting: where, and by which experiment.
+            pool: processes.
+            budgets: all of the benchmark, by name.
+        """
+        self.setting, self.pool, self.budgets = setting, pool, budgets
+        self.submitted: dict[tuple[str, str, int], Future[Any]] = {}
+        self.lock = threading.Lock()
+
+    def wait(self, needed: Iterable[tuple[str, str, int]]) -> None:
+        """Returns when these are finished: (variant, budget, seed)."""
+        with self.lock:
+            found = []
+            for key in dict.fromkeys(needed):
+                if key not in self.submitted:
+                    variant, budget_id, seed = key
+                    self.submitted[key] = self.pool.submit(
+                        search, self.setting, variant, budget_id, self.budgets[budget_id], seed
+                    )
+                found.append(self.submitted[key])
+        for future in found:
+            future.result()
+
+
+def side_by_side(tasks: Sequence[Callable[[], Any]]) -> Iterable[Any]:
+    """Results of tasks that mostly wait for the same pool of processes, as they finish; none of them leaves it idle."""
+    with ThreadPoolExecutor(max(len(tasks), 1)) as threads:
+        for done in as_completed([threads.submit(task) for task in tasks]):
+            yield done.result()
+
+
 class Plan:
     """What is trained at one budget, in the order in which it is known."""
 
     def __init__(
         self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]], budget_id: str,
-        seeds: Sequence[int], supernet: str = "ours", shared: str | None = None,
+        seeds: Sequence[int], supernet: str = "ours", shared: str | None = None, searches: Searches | None = None,
     ) -> None:  # fmt: skip
         """Nothing is trained yet.
 
@@ -94,8 +132,10 @@ class Plan:
             seeds: of search and retraining.
             supernet: variant of the search whose supernet the baselines may start from.
             shared: budget that its search is for; None is this plan's own.
+            searches: those of all plans that run side by side; None is this plan's own.
         """
         self.setting, self.pool, self.budgets, self.budget_id, self.seeds = setting, pool, budgets, budget_id, seeds
+        self.searches = searches or Searches(setting, pool, budgets)
         own = budgets[budget_id]
         self.ours = Job("ours", "main", budget_id, own, "selected", "supernet", supernet, 0, 0, search_budget=shared)
         self.floating = Job("float", "candidate", budget_id, own, "", "float", None, None, 0, FLOAT_EPOCHS)
@@ -103,14 +143,10 @@ class Plan:
     def trained(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The rows of jobs, trained side by side after the searches that they need; the result file grows with every one."""
         new = [job for job in jobs if not (self.setting.runs / "rows" / f"{job.key}.json").exists()]
-        needed = dict.fromkeys((job.search, job.search_budget or job.budget_id, job.search_seed) for job in new)
-        searches = [
-            self.pool.submit(search, self.setting, variant, budget_id, self.budgets[budget_id], seed)
-            for variant, budget_id, seed in needed
-            if variant is not None and seed is not None
-        ]
-        for done in searches:
-            done.result()
+        needed = [(job.search, job.search_budget or job.budget_id, job.search_seed) for job in new]
+        self.searches.wait(
+            (variant, name, seed) for variant, name, seed in needed if variant is not None and seed is not None
+        )
         waiting = {self.pool.submit(train, self.setting, job): job for job in jobs}
         for done in as_completed(waiting):
             row = done.result()

@@ -168,9 +168,14 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+def search_folder(setting: Setting, variant: str, budget_id: str, seed: int) -> Path:
+    """Run folder of a search."""
+    return setting.runs / f"search-{variant}-{budget_id}-s{seed}"
+
+
 def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str, float], seed: int) -> Path:
     """Searches, or goes on with a search, and selects; the run folder."""
-    folder = setting.runs / f"search-{variant}-{budget_id}-s{seed}"
+    folder = search_folder(setting, variant, budget_id, seed)
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(
         folder, ("preflight", "search", "select"), *caps(budgets), f"seed={seed}", f"model.checkpoint={quoted(weights)}",
@@ -185,8 +190,9 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
-    searched_for = job.search_budget or job.budget_id
-    folder = setting.runs / (f"search-{job.search}-{searched_for}-s{job.search_seed}" if job.search else "float")
+    folder = setting.runs / "float"
+    if job.search is not None and job.search_seed is not None:
+        folder = search_folder(setting, job.search, job.search_budget or job.budget_id, job.search_seed)
     run = setting.open(folder)
     own = replace(run, config=replace(run.config, seed=job.retrain_seed))
     supernet = run.supernet(trained=job.start == "supernet")

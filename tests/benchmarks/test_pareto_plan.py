@@ -2,7 +2,8 @@
 
 import json
 import sys
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,13 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import pareto_plan
 from pareto_baselines import greedy
-from pareto_plan import Plan, better_start, finished, restore
+from pareto_plan import Plan, Searches, better_start, finished, restore, side_by_side
 from pareto_runs import Job, Setting, digest
 from pareto_verdict import components, nested
 
 import dnas
 from dnas.search.scores import Scores
+from quant.files import write_atomically
 from tests.networks import Residual, example
 
 BUDGETS = {"small": {"bops": 0.05}, "large": {"bops": 0.2}}
@@ -65,7 +67,7 @@ class Benchmark:
             "search_seed": job.search_seed, "supernet": f"{self.machine} {job.search_seed}", "validation_accuracy": value,
             "float": digest(setting.runs / "float" / "float.safetensors"),
         }  # fmt: skip
-        file.write_text(json.dumps(row))
+        write_atomically(file, json.dumps(row))
         return row
 
     def plan(self, budget_id: str, seeds: tuple[int, ...] = (0, 1, 2), **more: Any) -> Plan:
@@ -75,6 +77,32 @@ class Benchmark:
 @pytest.fixture
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     return Benchmark(tmp_path, monkeypatch)
+
+
+def test_plans_side_by_side_share_their_searches_and_leave_no_row_out(benchmark: Benchmark) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        searches = Searches(benchmark.setting, pool, BUDGETS)
+        plans = [
+            Plan(benchmark.setting, pool, BUDGETS, name, (0, 1), shared="small", searches=searches)
+            for name in ("small", "large")
+        ]
+        tasks = [partial(plan.reselected, "ours", "main", "ours", "small") for plan in plans]
+        tasks += [partial(plan.random, 2) for plan in plans]
+        assert list(side_by_side(tasks)) == [None] * 4
+    assert sorted(benchmark.searches) == [("ours", "small", 0), ("ours", "small", 1)]
+    rows = json.loads(benchmark.setting.result.read_text())
+    assert {row["key"] for row in rows} == {job.key for job in benchmark.trained}
+    assert len(rows) == 2 * (2 + 4 + 2)
+
+
+def test_a_failing_search_fails_the_plans_that_wait_for_it(benchmark: Benchmark) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        searches = Searches(benchmark.setting, pool, BUDGETS)
+        searches.submitted["ours", "small", 0] = pool.submit(int, "no number")
+        plan = Plan(benchmark.setting, pool, BUDGETS, "small", (0,), searches=searches)
+        with pytest.raises(ValueError, match="no number"):
+            list(side_by_side([plan.searched]))
+    assert benchmark.trained == []
 
 
 def test_uniform_networks_are_screened_then_trained_from_the_better_start(benchmark: Benchmark) -> None:
