@@ -13,6 +13,7 @@ images. At every budget:
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
+- within (not by default): our search without a looser budget to go around (search.loosen=1), at 3.5 % alone another search.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget.
@@ -25,12 +26,13 @@ import argparse
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from pareto_plan import RANDOM, Plan, restore
+from pareto_plan import RANDOM, Plan, Searches, restore, side_by_side
 from pareto_runs import Setting, float_network, uniform_rules
 
 HERE = Path(__file__).parent
@@ -42,13 +44,15 @@ BUDGETS = {
 FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`, and of method `binas`."""
 VARIANTS = {
+    "within": ("search.loosen=1",),
     "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]"),
     "gumbel": ("search=gumbel", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1"),
     "score_function": (
         "search=score_function", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1", "search.scores=logits",
     ),
 }  # fmt: skip
-"""Settings of searches that are not ours; the score function's as in Zur's thesis, with a leave-one-out baseline."""
+"""Settings of searches that are not ours; `within` goes around the budget itself wherever that is; the score
+function's as in Zur's thesis, with a leave-one-out baseline."""
 
 
 def setting_of(data: str, runs: Path) -> Setting:
@@ -65,11 +69,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
+    parser.add_argument(
+        "--fresh", action="store_true", help="train these methods' networks of these budgets again (in a new --runs)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     setting = setting_of(given.data, given.runs)
     float_network(setting, BUDGETS["w2a2"])
-    restore(setting)
+    restore(setting, (given.methods, given.budgets) if given.fresh else None)
     methods: dict[str, Callable[[Plan], None]] = {
         "ours": lambda plan: plan.searched(),
         "uniform": lambda plan: plan.uniform(uniform_rules(setting, BUDGETS[plan.budget_id])),
@@ -78,16 +85,17 @@ def main() -> None:
         "scores": lambda plan: plan.sensitivity("scores", "exact"),
         "score_function": lambda plan: plan.searched("score_function"),
         "gumbel": lambda plan: plan.searched("gumbel"),
+        "within": lambda plan: plan.searched("within"),
         "variance": lambda plan: plan.variance(),
         "frontier": lambda plan: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
         "binas": lambda plan: plan.reselected("binas", "main", "binas", FRONTIER_BUDGET),
     }
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        plans = [Plan(setting, pool, BUDGETS, budget, given.seeds) for budget in given.budgets]
+        searches = Searches(setting, pool, BUDGETS)
+        plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, searches=searches) for budget in given.budgets]
         for method in given.methods:
-            for plan in plans:
-                if method != "frontier" or plan.budget_id != FRONTIER_BUDGET:
-                    methods[method](plan)
+            own = [plan for plan in plans if method != "frontier" or plan.budget_id != FRONTIER_BUDGET]
+            list(side_by_side([partial(methods[method], plan) for plan in own]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ FLOAT_EPOCHS = 6
 """Of training from float weights: at least the images of a search and a retraining together."""
 RANDOM = 3
 """Random architectures of a seed."""
+COUNTED = ("main", "candidate")
+"""Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
 FINALISTS = 2
 """Uniform networks that seed 0 trains in full after an epoch of all of them."""
 
@@ -27,13 +29,26 @@ def finished(setting: Setting) -> list[dict[str, Any]]:
     return with_roles([{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files])
 
 
-def restore(setting: Setting) -> None:
-    """Takes the rows of the result file that the run folder lacks for finished, if they start from the same float network."""
+def restore(setting: Setting, fresh: tuple[Sequence[str], Sequence[str]] | None = None) -> None:
+    """Takes the rows of the result file that the run folder lacks for finished, if they start from the same float network.
+
+    Args:
+        setting: where.
+        fresh: (methods, budgets) whose rows that count, or could have, are not taken: they are to be trained again.
+    """
     (setting.runs / "rows").mkdir(parents=True, exist_ok=True)
     here = digest(setting.runs / "float" / "float.safetensors")
     for row in json.loads(setting.result.read_text(encoding="utf-8")) if setting.result.exists() else []:
         file = setting.runs / "rows" / f"{row['key']}.json"
-        if row["method"] != "float" and (row["model"], row.get("float")) == (setting.model, here) and not file.exists():
+        again = (
+            fresh is not None and row["role"] in COUNTED and row["method"] in fresh[0] and row["budget_id"] in fresh[1]
+        )
+        if (
+            not again
+            and row["method"] != "float"
+            and (row["model"], row.get("float")) == (setting.model, here)
+            and not file.exists()
+        ):
             write_atomically(file, json.dumps(row, indent=1))
 
 

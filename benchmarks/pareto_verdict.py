@@ -170,6 +170,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "validation": difference(rows, "uniform", budget, "validation_accuracy"),
             "discretisation gap": discretisation(rows, budget),
             "one search": one_search(rows, budget),
+            "ours - within": difference(rows, "within", budget),
+            "ours - within, validation": difference(rows, "within", budget, "validation_accuracy"),
             "binas - uniform": difference(renamed(rows, "binas"), "uniform", budget),
             "binas - random": difference(renamed(rows, "binas"), "random", budget),
         }  # fmt: skip

@@ -181,7 +181,9 @@ def _verdict(content: dict[str, Any]) -> str:
     )
     seen = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (shares[0], shares[-1])))
     notes = [f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images."]
-    return "\n".join([*lines, "", *notes, *_corrected(content), *_shared(content), *_spread(content)])
+    return "\n".join(
+        [*lines, "", *notes, *_corrected(content), *_loosened(content), *_shared(content), *_spread(content)]
+    )
 
 
 def _corrected(content: dict[str, Any]) -> list[str]:
@@ -193,6 +195,16 @@ def _corrected(content: dict[str, Any]) -> list[str]:
         if shown:
             lines.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {', '.join(shown)}.")
     return lines
+
+
+def _loosened(content: dict[str, Any]) -> list[str]:
+    """What it gives to go around a looser budget."""
+    return [
+        f"A search around a looser budget (`search.loosen`) minus one around the budget itself at {found['bops']:.2%}, paired: "
+        f"{_interval(pair)}; on validation images {_interval(found['ours - within, validation'])}."
+        for found in content["budgets"].values()
+        if (pair := found.get("ours - within"))
+    ]
 
 
 def _shared(content: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
-from dnas.select.reference import widest_uniform
+from dnas.select.reference import loosened, widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -80,14 +80,14 @@ def search(
         teacher.to(engine.device).eval()
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
-        start = first_architecture(supernet.space, budget)
-        around = NeighbourhoodTraining(
-            supernet, start, lambda scores: select(scores, supernet.space, budget), budget, sets[0], sets[1], sets[2],
-            teacher, config, engine, board,
+        space, looser = supernet.space, loosened(supernet.space, budget, config.loosen)
+        near = NeighbourhoodTraining(
+            supernet, first_architecture(space, looser), lambda scores: select(scores, space, looser),
+            lambda scores: select(scores, space, budget), budget, sets[0], sets[1], sets[2], teacher, config, engine, board,
         )  # fmt: skip
-        history = engine.fit(around, checkpoint, board, seed)
-        assert around.scores is not None
-        return around.scores, history
+        history = engine.fit(near, checkpoint, board, seed)
+        assert near.scores is not None
+        return near.scores, history
     if config.searcher == "binas":
         return _binas(supernet, budget, sets, teacher, config, engine, checkpoint, board, seed)
     second = sets[1] if config.level == "two" else None

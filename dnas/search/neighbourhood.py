@@ -2,8 +2,9 @@
 
 Every forward pass draws one architecture from the neighbourhood of the current one: each choice keeps its option or, with a
 small probability, takes another, nearer ones more often. So the weights adapt to what is being compared, and a comparison by
-switching one option (`measure_scores`) asks of the supernet only what it was trained for. The current architecture meets the
-budget at all times: nothing is learned about networks that are not allowed.
+switching one option (`measure_scores`) asks of the supernet only what it was trained for. The current architecture meets one
+budget at all times: the user's, or, where that leaves no uniform network of full width, a looser one
+(`dnas.select.reference.loosened`); what the last round goes to meets the user's.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class NeighbourhoodTraining:
         self,
         supernet: Supernet,
         start: Architecture,
+        around: Select,
         select: Select,
         budget: Budget,
         weights: EpochBatches,
@@ -55,7 +57,8 @@ class NeighbourhoodTraining:
         Args:
             supernet: what is trained; its relaxation draws single options.
             start: where the first round is.
-            select: from scores to the next architecture.
+            around: from scores to what the next round is around.
+            select: from scores to what is found in the end.
             budget: for the numbers that are shown.
             weights: batches that train weights and step sizes.
             held_back: batches that options are measured on; other images in every round.
@@ -67,7 +70,8 @@ class NeighbourhoodTraining:
         """
         self.model = self.supernet = supernet
         self.network = supernet.model
-        self.select, self.budget, self.teacher, self.config, self.board = select, budget, teacher, config, board
+        self.around, self.select, self.budget = around, select, budget
+        self.teacher, self.config, self.board = teacher, config, board
         self.weights, self.held_back, self.validation = weights, held_back, validation
         self.epochs = config.rounds
         self.scores: Scores | None = None
@@ -97,12 +101,15 @@ class NeighbourhoodTraining:
         return {"loss": loss.detach()}
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Measures all options around the current architecture, selects, and goes to what was selected."""
+        """Measures all options around the current architecture, selects, and goes to what was selected.
+
+        Which is what the next round is around, after the last one what the budget itself selects.
+        """
         images = first_batches(self.held_back, self.config.score_images, epoch)
         self.supernet.eval()
         found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
         self.scores = found if self.scores is None else self.scores.mean(found)
-        self._go(self.select(self.scores))
+        self._go((self.select if epoch + 1 == self.epochs else self.around)(self.scores))
         with batch_statistics(self.supernet):
             accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy}

@@ -27,7 +27,8 @@ class SearchConfig:
 
     searcher: `gumbel` trains the logits of all choices jointly with the weights, against the budget's penalty;
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
-    `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood);
+    `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood) and
+    `loosen` the largest factor by which the budget that it trains around is looser (dnas.select.reference.loosened);
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
     (dnas.search.score_function), without a gradient through the network;
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
@@ -49,6 +50,7 @@ class SearchConfig:
     batch_size: int = 64
     rounds: int = 3
     mutation: float = 0.25
+    loosen: float = 2.0
     samples: int = 4
     baseline: str = "leave_one_out"
     paths: int = 1
@@ -77,6 +79,8 @@ class SearchConfig:
             )
         if self.rounds < 1 or not 0 < self.mutation < 1:
             raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
+        if not 1 <= self.loosen < float("inf"):
+            raise ValueError(f"search.loosen is {self.loosen}; allowed: a factor of at least 1, which loosens nothing")
         if min(self.paths, self.pool_images) < 1 or self.pool < 50 or self.judged < 10:
             raise ValueError("search: paths >= 1, pool >= 50, pool_images >= 1 and judged >= 10 are needed")
         if not 0 <= self.recentred < 1:

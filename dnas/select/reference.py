@@ -14,6 +14,8 @@ from dnas.space.choice import PAIR, Option, Space
 from dnas.space.cost import build_cost
 
 BISECTION_DRAWS = 101
+ROUNDING = 1e-9
+"""By which a loosened budget is above the cost that it has to hold."""
 BATCH = 500
 """Architectures drawn at once."""
 
@@ -57,8 +59,8 @@ def uniform_architecture(
     return Architecture(space, options)
 
 
-def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
-    """Every (weight bits, activation bits, structure) at the largest width that fits, without those that another contains."""
+def uniform_rules(space: Space) -> list[tuple[int, int, dict[str, int]]]:
+    """(weight bits, activation bits, structure) of every uniform network that the space has, narrow ones first."""
     widths = {
         kind: sorted({o for c in space.searched() if c.kind in (kind, "pair_bits") for o in getattr(c, kind)})
         for kind in ("weight_bits", "act_bits")
@@ -68,25 +70,61 @@ def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
     }
     structures = {kind: options for kind, options in structures.items() if options}
     joint = [set(zip(c.weight_bits, c.act_bits, strict=True)) for c in space.searched() if c.kind == "pair_bits"]
+    return [
+        (weight, act, dict(zip(structures, sides, strict=True)))
+        for weight, act, *sides in product(
+            widths["weight_bits"] or [0], widths["act_bits"] or [0], *structures.values()
+        )
+        if (space.pairs is None or (weight, act) in space.pairs) and all((weight, act) in pairs for pairs in joint)
+    ]
+
+
+def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:
+    """Every (weight bits, activation bits, structure) at the largest width that fits, without those that another contains."""
     ratios = sorted({c / g.size for g in space.groups for c in space.choice(g.choice).options}, reverse=True)
     found: list[tuple[tuple[float, ...], Architecture]] = []
-    for weight, act, *sides in product(widths["weight_bits"] or [0], widths["act_bits"] or [0], *structures.values()):
-        if space.pairs is not None and (weight, act) not in space.pairs:
-            continue
-        if any((weight, act) not in pairs for pairs in joint):
-            continue
-        structure = dict(zip(structures, sides, strict=True))
+    for weight, act, structure in uniform_rules(space):
         for ratio in ratios:
             options = uniform_architecture(space, weight, act, ratio, structure).options
             architecture = Architecture(space, options, functions=budget.functions)
             if budget.holds(architecture):
-                found.append(((weight, act, *sides, ratio), architecture))
+                found.append(((weight, act, *structure.values(), ratio), architecture))
                 break
     return [
         architecture
         for key, architecture in found
         if not any(other != key and all(o >= k for o, k in zip(other, key, strict=True)) for other, _ in found)
     ]
+
+
+def loosened(space: Space, budget: Budget, factor: float) -> Budget:
+    """The budget that a search goes around: loosened until the cheapest uniform network keeps all of its filters.
+
+    A narrow network on 2 bits is a poor place to measure options at: around the full one the options of few filters, which
+    most of a small budget's networks consist of, are told apart better. Every cost is loosened as far as that network needs
+    it and by `factor` at most; a budget that holds it stays as it is.
+
+    Args:
+        space: the space.
+        budget: what the selection has to meet.
+        factor: at least 1, which leaves every budget as it is.
+    """
+    limits = budget.limits(space)
+    full = [
+        Architecture(
+            space, uniform_architecture(space, weight, act, 1.0, structure).options, functions=budget.functions
+        )
+        for weight, act, structure in uniform_rules(space)
+    ]
+    needs = [{name: float(network.cost(name)) / limit for name, limit in limits.items()} for network in full]
+    if not needs:
+        return budget
+    least = min(needs, key=lambda need: (max(need.values()), sum(need.values())))
+    ratios = {name: min(need * (1 + ROUNDING), factor) if need > 1 else 1.0 for name, need in least.items()}
+    caps: dict[str, float | None] = {
+        name: min(cap * ratios[name], 1.0) if cap <= 1 else cap * ratios[name] for name, cap in budget.caps.items()
+    }
+    return Budget(strength=budget.strength, rate=budget.rate, functions=budget.functions, **caps)
 
 
 def widest_uniform(space: Space, budget: Budget) -> Architecture | None:

@@ -169,6 +169,26 @@ def test_rows_of_another_float_network_are_left_alone(benchmark: Benchmark) -> N
     assert [file.stem for file in (benchmark.setting.runs / "rows").iterdir()] == [rows[0]["key"]]
 
 
+def test_rows_that_are_to_be_trained_again_are_left_alone(benchmark: Benchmark) -> None:
+    plan = benchmark.plan("small", (0,))
+    plan.uniform(["a", "bb"])
+    plan.searched()
+    plan.variance()
+    benchmark.plan("large", (0,)).searched()
+    rows = json.loads(benchmark.setting.result.read_text())
+    for file in (benchmark.setting.runs / "rows").iterdir():
+        file.unlink()
+    restore(benchmark.setting, (("ours", "uniform"), ("small",)))
+    kept = {file.stem for file in (benchmark.setting.runs / "rows").iterdir()}
+    again = {row["key"] for row in rows} - kept
+    assert {(r["method"], r["role"]) for r in rows if r["key"] in again} == {
+        ("ours", "main"), ("uniform", "main"), ("uniform", "candidate"),
+    }  # fmt: skip
+    assert {(r["role"], r["budget_id"]) for r in rows if r["key"] in kept} == {
+        ("screen", "small"), ("variance", "small"), ("main", "large"),
+    }  # fmt: skip
+
+
 def test_the_greedy_baseline_takes_the_cheapest_loss_per_cost() -> None:
     """One choice whose options lose nothing is lowered all the way before others lose anything."""
     model = Residual().eval()

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Engine, EngineConfig
 from dnas.search.budget import Budget
+from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining
 from dnas.search.relax import Relaxation
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
 from dnas.searcher import first_architecture, images_seen, search
-from dnas.select.reference import uniform_architecture, widest_uniform
+from dnas.select.reference import loosened, uniform_architecture, widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
@@ -58,9 +60,13 @@ def training(weights: Counted | None = None, **settings: object) -> Neighbourhoo
     model, space = built()
     supernet = Supernet(model, space, seed=3)
     config = SearchConfig(searcher="neighbourhood", score_images=16, **settings)  # type: ignore[arg-type]
+
+    def best(scores: Scores) -> Architecture:
+        return select(scores, space, BUDGET)
+
     return NeighbourhoodTraining(
-        supernet, first_architecture(space, BUDGET), lambda scores: select(scores, space, BUDGET), BUDGET,
-        weights or Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), Board(None),
+        supernet, first_architecture(space, BUDGET), best, best, BUDGET, weights or Counted(0), Counted(1), Counted(2),
+        None, config, Engine(ENGINE), Board(None),
     )  # fmt: skip
 
 
@@ -138,6 +144,71 @@ def test_a_budget_without_a_uniform_network_starts_at_the_dearest_that_fits() ->
     assert tight.holds(first_architecture(space, tight))
 
 
+def shares(space: Space, weight: int, act: int, filters: float) -> dict[str, float]:
+    found = uniform_architecture(space, weight, act, filters)
+    return {name: float(found.cost(name, relative=True)) for name in ("bops", "weight_bits")}
+
+
+def test_a_budget_is_loosened_as_far_as_the_cheapest_full_network_needs_it() -> None:
+    _, space = built()
+    full, half = shares(space, 2, 2, 1.0), shares(space, 2, 2, 0.5)
+    narrow = Budget(bops=half["bops"])
+    assert loosened(space, narrow, 100).caps == pytest.approx({"bops": full["bops"]})
+    assert narrow.holds(uniform_architecture(space, 2, 2, 0.5))
+    assert not narrow.holds(uniform_architecture(space, 2, 2, 1.0))
+    assert loosened(space, narrow, 1.1).caps == pytest.approx({"bops": 1.1 * half["bops"]})
+    assert loosened(space, narrow, 1.0).caps == narrow.caps
+
+
+def test_a_budget_that_holds_a_full_network_stays_as_it_is() -> None:
+    _, space = built()
+    for bops in (shares(space, 2, 2, 1.0)["bops"] * 1.0001, 0.5, 1.0):
+        assert loosened(space, Budget(bops=bops), 2.0).caps == {"bops": bops}
+    assert loosened(space, Budget(bops=1e12), 2.0).caps == {"bops": 1e12}
+
+
+def test_several_budgets_are_loosened_each_by_its_own_factor_and_absolute_ones_stay_absolute() -> None:
+    _, space = built()
+    full, half = shares(space, 2, 2, 1.0), shares(space, 2, 2, 0.5)
+    absolute = float(uniform_architecture(space, 2, 2, 0.5).cost("bops"))
+    found = loosened(space, Budget(bops=absolute, weight_bits=0.9), 100)
+    assert found.caps == pytest.approx(
+        {"bops": float(uniform_architecture(space, 2, 2, 1.0).cost("bops")), "weight_bits": 0.9}
+    )
+    both = loosened(space, Budget(bops=half["bops"], weight_bits=half["weight_bits"]), 100)
+    assert both.caps == pytest.approx(full)
+    assert loosened(space, Budget(macs=0.3), 100).caps == {"macs": 1.0}
+
+
+def test_without_widths_to_search_a_full_network_is_one_of_fixed_widths() -> None:
+    model = Residual()
+    space = build_space(model, example(model), (4,), (4,), (0.5, 1.0))
+    full = float(uniform_architecture(space, 4, 4, 1.0).cost("bops", relative=True))
+    assert loosened(space, Budget(bops=full / 2), 3.0).caps == pytest.approx({"bops": full})
+
+
+def test_a_search_for_a_small_budget_measures_around_full_networks_and_ends_within_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, space = built()
+    narrow, full = Budget(bops=shares(space, 2, 2, 0.5)["bops"] * 1.1), shares(space, 2, 2, 1.0)["bops"]
+    around: list[Architecture] = []
+
+    def noted(supernet: Supernet, base: Architecture, *others: object) -> Scores:
+        around.append(base)
+        return measure_scores(supernet, base, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(import_module("dnas.search.neighbourhood"), "measure_scores", noted)
+    supernet = Supernet(model, space, seed=3)
+    config = SearchConfig(searcher="neighbourhood", epochs=1, rounds=3, score_images=16, loosen=4.0)
+    scores, history = search(supernet, narrow, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE))
+    assert around[0].options == uniform_architecture(space, 2, 2, 1.0).options
+    assert all(Budget(bops=full).holds(architecture) for architecture in around)
+    over = [numbers["bops_argmax_over_budget"] for numbers in history]
+    assert over[-1] <= 1.0 < max(over)
+    assert supernet.most_probable().options == select(scores, space, narrow).options
+
+
 def test_every_round_reads_the_images_that_follow_and_ends_within_the_budget() -> None:
     weights = Counted(0)
     found = training(weights, epochs=1.5, rounds=3)
@@ -211,7 +282,8 @@ def test_options_that_are_mixed_have_no_neighbourhood() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"mutation": 1.0}, {"mutation": 0.0}, {"searcher": "random"}, {"epochs": 1.5}]
+    "wrong",
+    [{"rounds": 0}, {"mutation": 1.0}, {"mutation": 0.0}, {"searcher": "random"}, {"epochs": 1.5}, {"loosen": 0.9}],
 )
 def test_settings_that_make_no_search_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="search"):
