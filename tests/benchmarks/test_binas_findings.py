@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from binas_findings import KINDS, by_stage, claims, seconds
-from tables import _seconds
+from tables_estimators import stage_seconds
 
 from dnas.run import RunFolder
 
@@ -58,4 +58,4 @@ def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:
     folder.write_json("float.json", {"history": [{"seconds": 400.0}, {"seconds": 500.0}]})
     folder.write_json("frontier.json", {"points": [{}] * 40, "seconds": 12.0})
     stages = "float training 900, supernet, pool and estimator 1,624, selection 6, front 12 (40 networks)"
-    assert _seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."
+    assert stage_seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from tables import _cosines
+from tables_estimators import cosines
 
 DRAWS, SIZE = 200, 40
 
@@ -32,7 +32,7 @@ def test_cosines_are_those_of_the_mean_without_noise(recorded: bool) -> None:
     errors, raw = [], []
     for seed in range(300):
         found, expected = measured(2.0, recorded, seed)
-        errors.append(np.mean(_cosines(found)) - expected)
+        errors.append(np.mean(cosines(found)) - expected)
         raw.append(found["cosine"] - expected)
     assert np.mean(raw) < -0.008
     assert abs(np.mean(errors)) < 0.002
@@ -40,4 +40,4 @@ def test_cosines_are_those_of_the_mean_without_noise(recorded: bool) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_no_cosine_is_told_from_noise(recorded: bool) -> None:
-    assert _cosines(measured(29.0, recorded, 0)[0]) == []
+    assert cosines(measured(29.0, recorded, 0)[0]) == []

@@ -1,0 +1,29 @@
+"""What several tables show alike: an interval, a mean, a rank correlation, a standard deviation."""
+
+from typing import Any
+
+
+def interval(pair: dict[str, Any] | None) -> str:
+    """A paired difference and its interval, where there is one."""
+    if not pair:
+        return ""
+    return f"{pair['mean']:+.2f}" + (f", {pair['low']:+.2f} to {pair['high']:+.2f}" if pair["low"] is not None else "")
+
+
+def mean(found: dict[str, Any] | None) -> str:
+    """Mean, standard deviation and number of networks."""
+    if not found:
+        return ""
+    return f"{found['mean']:.2f}" + (f" ± {found['sd']:.2f}" if found["sd"] is not None else "") + f" ({found['n']})"
+
+
+def tau(found: dict[str, Any]) -> str:
+    """A rank correlation and its interval."""
+    low, high = found["tau_interval"]
+    return f"{found['tau']:.2f}, {low:.2f} to {high:.2f}"
+
+
+def deviation(found: dict[str, Any]) -> str:
+    """A standard deviation and its interval."""
+    low, high = found["interval"]
+    return f"{found['sd']:.2f}, {low:.2f} to {high:.2f}"

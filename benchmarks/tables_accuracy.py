@@ -1,0 +1,174 @@
+"""Tables of accuracies at equal cost, and of what their spread comes from."""
+
+from typing import Any
+
+from table_cells import deviation, interval, mean
+
+HEADER = (
+    "| network | accuracy % | BOPs, of 8-bit | weight bytes | search, in QAT runs |\n| --- | --- | --- | --- | --- |"
+)
+
+LABELS = {"float": "float", "uniform": "best uniform", "random": "random, equal cost", "ours": "**dnas**"}
+
+
+def demo_row(found: dict[str, Any]) -> str:
+    """One kind of network of a report."""
+    spread, n = found.get("accuracy_sd"), found.get("n", 1)
+    accuracy = f"{found['accuracy']:.2f}" + (f" ± {spread:.2f} ({n})" if spread is not None else " (1)")
+    share = found["relative"].get("bops")
+    cost = found.get("search_cost")
+    return (
+        f"| {LABELS[found['method']]} | {accuracy} | {share:.2%} | {found['weight_bytes']:,.0f} | "
+        f"{'' if cost is None else f'{cost:.2f}'} |"
+    )
+
+
+def verdict(content: dict[str, Any]) -> str:
+    """Ours beside uniform and random networks at every budget, with paired differences, and what else the rows tell."""
+    heads = (
+        "budget, BOPs of 8-bit", "best uniform", "random", "**dnas**", "dnas - uniform, paired",
+        "the same on validation images", "dnas - random", "spent by dnas",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    budgets = content["budgets"].values()
+    for found in budgets:
+        methods, pairs = found["methods"], found["differences"]
+        uniform, ours = mean(methods["uniform"]), methods["ours"]
+        cells = [
+            f"{found['bops']:.2%}", f"{uniform}, {', '.join(found['uniform'])}" if uniform else "",
+            mean(methods["random"]), mean(ours), interval(pairs["ours - uniform"]),
+            interval(found["validation"]), interval(pairs["ours - random"]),
+            "" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    shares = sorted(
+        one["images_search"] / one["images_retrain"] for found in budgets if (one := found["methods"]["ours"])
+    )
+    seen = " to ".join(dict.fromkeys(f"{share:.2f}" for share in (shares[0], shares[-1])))
+    notes = [f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images."]
+    return "\n".join([*lines, "", *notes, *corrected(content), *loosened(content), *shared(content), *spread(content)])
+
+
+def corrected(content: dict[str, Any]) -> list[str]:
+    """p-values of the differences, corrected for the number of budgets."""
+    lines = []
+    for other in ("uniform", "random"):
+        pairs = {f"{b['bops']:.2%}": b["differences"][f"ours - {other}"] for b in content["budgets"].values()}
+        shown = [f"{pair['p_holm']:.2g} at {budget}" for budget, pair in pairs.items() if pair]
+        if shown:
+            lines.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {', '.join(shown)}.")
+    return lines
+
+
+def loosened(content: dict[str, Any]) -> list[str]:
+    """What it gives to go around a looser budget."""
+    return [
+        f"A search around a looser budget (`search.loosen`) minus one around the budget itself at {found['bops']:.2%}, paired: "
+        f"{interval(pair)}; on validation images {interval(found['ours - within, validation'])}."
+        for found in content["budgets"].values()
+        if (pair := found.get("ours - within"))
+    ]
+
+
+def shared(content: dict[str, Any]) -> list[str]:
+    """One search for all budgets, beside one per budget."""
+    shown = []
+    for found in content["budgets"].values():
+        pair = found["one search"]
+        if pair:
+            shows = "not worse" if pair["not_worse"] else "not shown to be no worse"
+            shown.append(f"{interval(pair)} at {found['bops']:.2%} ({shows} by {pair['margin']} points)")
+    return [f"One search for all budgets minus one per budget, paired: {'; '.join(shown)}."] if shown else []
+
+
+def spread(content: dict[str, Any]) -> list[str]:
+    """What of the spread comes from searches, and what from retraining one network."""
+    return [
+        f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {deviation(split['search'])} between searches, "
+        f"{deviation(split['retraining'])} between retrainings ({split['searches']} searches, {split['retrainings']} "
+        "retrainings of each)."
+        for found in content["budgets"].values()
+        if (split := found["variance"])
+    ]
+
+
+def binas(content: dict[str, Any]) -> str:
+    """BINAS beside uniform and random networks of equal cost, budget by budget."""
+    heads = (
+        "budget, shares of 8-bit",
+        "best uniform",
+        "random",
+        "**binas**",
+        "binas - uniform, paired",
+        "binas - random",
+        "spent",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for found in content["budgets"].values():
+        methods = found["methods"]
+        limits = [f"{name} {found[name]:.0%}" for name in ("bops", "latency_us") if name in found]
+        spent = [f"{max(values):.1%}" for values in found["spent"].values() if values]
+        lines.append(
+            f"| {', '.join(limits)} | {mean(methods['uniform'])} | {mean(methods['random'])} | {mean(methods['binas'])} | "
+            f"{interval(found['binas - uniform'])} | {interval(found['binas - random'])} | {', '.join(spent)} |"
+        )
+    return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
+
+
+def bridges(content: dict[str, Any]) -> str:
+    """Sources of scores for the one selector."""
+    heads = (
+        "scores from", "test accuracy, %", "minus best uniform, paired", "p, corrected (Holm)", "images of the search",
+        "of search and training",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for row in content["rows"]:
+        pair, images = row["minus uniform"], row["images_search"]
+        lines.append(
+            f"| {row['label']} | {mean(row)} | {interval(pair)} | {format(pair['p_holm'], '.2g') if pair else ''} | "
+            f"{images:,.0f} | {images + row['images_retrain']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def thesis_grid(content: dict[str, Any]) -> str:
+    """How far architectures of one cost differ, and how far the retrainings of each."""
+    heads = (
+        "filters varied in", "compositions x retrainings", "BOPs, of (3,3)'s", "means of compositions, %",
+        "between architectures, points", "between retrainings, points", "p of no difference",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for part, found in content["summary"].items():
+        low, high = found["means"]
+        lines.append(
+            f"| {part} | {found['n']} x {found['seeds']} | {found['spent'][0]:.1%} to {found['spent'][1]:.1%} | {low:.2f} to "
+            f"{high:.2f} | {deviation(found['architecture'])} | {deviation(found['retraining'])} | {found['p']:.2g} |"
+        )
+    return "\n".join([*lines, "", "Between: standard deviations with 95 % intervals."])
+
+
+def ablation(content: dict[str, Any]) -> str:
+    """Changes of the search, each beside what it is compared with."""
+    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "images of the search")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name, found in content["changes"].items():
+        pair = found["difference"]
+        lines.append(
+            f"| {name} | {mean(found)} | {found['against'] or ''} | {interval(pair)} | {found['images_search']:,.0f} |"
+        )
+    several = f" Rows of {len(content['commits'])} commits." if len(content["commits"]) > 1 else ""
+    return "\n".join([*lines, "", f"Without an interval where there is but one seed.{several}"])
+
+
+def demo(content: dict[str, Any]) -> str:
+    """The networks of a sweep's report, and their paired differences."""
+    (network,) = content["networks"]
+    rows = [network["float"], *sorted(network["groups"], key=lambda g: list(LABELS).index(g["method"]))]
+    lines = [demo_row(row) for row in rows if row]
+    for pair in network["paired"]:
+        if pair["low"] is not None:
+            lines.append(
+                f"| dnas - {pair['minus']}, paired | {pair['mean']:+.2f}, 95 % interval {pair['low']:+.2f} to "
+                f"{pair['high']:+.2f} | | | |"
+            )
+    return "\n".join([HEADER, *lines])

@@ -1,0 +1,114 @@
+"""Tables of estimators: of gradients, of accuracies, and of what a relaxed network says of single ones."""
+
+from typing import Any
+
+from table_cells import tau
+
+
+def cosines(found: dict[str, float]) -> list[float]:
+    """Cosine of an estimator's mean without the noise of its draws; none where that is a fifth of the mean's square or more.
+
+    Where the norm of the mean is not recorded, bias and cosine leave up to two of them: one cosine for each.
+    """
+    bias, cosine, noise = found["bias"], found["cosine"], found["bias_noise"]
+    root = max(0.0, cosine**2 - 1 + bias**2) ** 0.5
+    norms = [found["norm"]] if "norm" in found else [norm for norm in (cosine - root, cosine + root) if norm > 0]
+    signals = [1 - (noise / norm) ** 2 for norm in norms]
+    return [] if min(signals) < 0.8 else [min(1.0, cosine / signal**0.5) for signal in signals]
+
+
+def estimators(content: dict[str, Any]) -> str:
+    """Bias, cosine (both less the draws' own noise) and deviation of estimators, smallest to largest over the networks."""
+    heads = ("estimator", "bias", "noise of the draws in it", "standard deviation", "cosine of its mean")
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name in content["runs"][0]:
+        own = [run[name] for run in content["runs"]]
+        found = [cosines(one) for one in own]
+        columns = (
+            [max(0.0, one["bias"] ** 2 - one["bias_noise"] ** 2) ** 0.5 for one in own],
+            [one["bias_noise"] for one in own],
+            [one["sd"] for one in own],
+            [value for one in found for value in one] if all(found) else [],
+        )
+        cells = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    ratios = [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
+    return "\n".join(lines) + (
+        f"\n\nLeave-one-out cuts the score function's deviation {min(ratios):.0f} to {max(ratios):.0f} times."
+    )
+
+
+RANKED = {
+    "one-shot, trained": "one-shot accuracy against a training",
+    "estimated, trained": "estimator against a training",
+    "cost, trained": "cost alone against a training",
+    "estimated, one-shot": "estimator against one-shot accuracy",
+    "trained twice": "one training against another: its repeatability",
+}
+
+
+def rank(content: dict[str, Any]) -> str:
+    """Kendall's tau of every pair of orders, over all costs and within a band; with trainings the mean over single ones."""
+    every, band = content["agreement"]["all"], content["agreement"]["band"]
+    counts = [found["trained twice"]["n"] for found in (every, band)]
+    lines = [
+        f"| Kendall's tau, 95 % | all costs (n = {counts[0]}) | one band of cost (n = {counts[1]}) |",
+        "| --- " * 3 + "|",
+    ]
+    lines += [f"| {label} | {tau(every[key])} | {tau(band[key])} |" for key, label in RANKED.items()]
+    return "\n".join(lines)
+
+
+GAINS = {
+    "depth": "depth", "filters, first block": "expansion, first block", "filters, other blocks": "expansion, others",
+    "kernel": "kernel", "branch": "squeeze-and-excitation", "weight_bits": "weight bits", "act_bits": "activation bits",
+}  # fmt: skip
+
+
+def binas_findings(content: dict[str, Any]) -> str:
+    """Points of accuracy from the smallest to the largest option, by stage; the paper's findings; how well it ranks."""
+    lines = [
+        "| from smallest to largest, points | " + " | ".join(GAINS.values()) + " |",
+        "| --- " * (len(GAINS) + 1) + "|",
+    ]
+    for row in content["stages"]:
+        gains = [f"{row[name][0]:+.2f} ± {row[name][1]:.2f}" for name in GAINS]
+        lines.append(f"| stage {row['stage'] + 1}, each choice | {' | '.join(gains)} |")
+    claims = [
+        f"{name[0].upper()}{name[1:]}: **{found['holds']}** ({found['difference']:+.2f} ± {found['error']:.2f} points)."
+        for name, found in content["claims"].items()
+    ]
+    ranks = [
+        f"held-out networks {tau(one['held_out'])}, those in the middle half of costs {tau(one['band'])}; cost alone "
+        f"{tau(one['cost alone'])} and {tau(one['cost alone in band'])}; {one['enough']:,} of "
+        f"{one['sizes'][-1]['records']:,} records are needed for it, within 0.01; other predictors: "
+        + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
+        for one in content["judged"]
+    ]
+    taus = [f"Kendall's tau, 95 %: {rank}." for rank in ranks]
+    return "\n".join([*lines, "", " ".join(claims), "", *taus, *map(stage_seconds, content.get("seconds", []))])
+
+
+def stage_seconds(found: dict[str, Any]) -> str:
+    """What the stages of a run took; results of earlier code do not say."""
+    stages = ", ".join(f"{name} {value:,.0f}" for name, value in found["stages"].items())
+    threads = f", engine.threads={found['threads']}" if found["threads"] else ""
+    networks = f" ({found['networks']} networks)" if found["networks"] else ""
+    return f"Seconds{threads}: {stages}{networks}."
+
+
+DEPTHWISE = {"float": "float network", "fixed": "largest architecture, fixed widths", "supernet": "supernet"}
+
+
+def depthwise(content: dict[str, Any]) -> str:
+    """Milliseconds of a step with torch's weight gradient and with the own one."""
+    lines = ["| ms | torch's weight gradient | own | ratio |", "| --- | --- | --- | --- |"]
+    for name, found in content["steps"].items():
+        lines.append(f"| step, {DEPTHWISE[name]} | {found['torch']:.0f} | {found['own']:.0f} | {found['ratio']:.1f} |")
+    for found in content["layers"]:
+        side, size = found["kernel"], found["size"]
+        name = (
+            f"gradient, {side}x{side}, {found['channels']} channels of {size}x{size}{'' if side > 3 else ' (not used)'}"
+        )
+        lines.append(f"| {name} | {found['torch']:.2f} | {found['own']:.2f} | {found['ratio']:.1f} |")
+    return "\n".join(lines)
