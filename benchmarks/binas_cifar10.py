@@ -25,9 +25,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 import numpy as np
 from pareto_plan import RANDOM, Plan, Searches, finished, restore, side_by_side
 from pareto_runs import Setting, architecture_of, caps, float_network, quoted, search_folder, uniform_rules
-from pareto_verdict import difference, picture, renamed, summary
+from pareto_verdict import correct, difference, panel, picture, renamed, summary
 
 from dnas.loaders import regrouped
+from dnas.report.plots import Panel
 from dnas.search.pool import one_shot_accuracy
 from quant.files import write_atomically
 
@@ -77,7 +78,7 @@ def promising(setting: Setting, budget_id: str) -> list[str]:
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means, and paired differences with 95 % intervals, by budget."""
+    """Means, and paired differences with 95 % intervals, by budget; p-values Holm-corrected over budgets."""
     own = renamed(rows, "binas")
     content: dict[str, Any] = {"type": "dnas.BinasVerdict", "version": 1, "model": "elastic_mobilenet", "budgets": {}}
     content["float"] = next(r["accuracy"] for r in rows if r["method"] == "float")
@@ -89,9 +90,25 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     name: [r["costs"][name] / limit for r in rows if (r["method"], r["budget_id"]) == ("binas", budget_id)]
                     for name, limit in budgets.items()
                 },
+                "uniform": sorted({
+                    r["architecture"] for r in rows
+                    if (r["method"], r["budget_id"], r["role"]) == ("uniform", budget_id, "main")
+                }),
                 **{f"binas - {other}": difference(own, other, budget_id) for other in ("uniform", "random")},
+                "validation": difference(own, "uniform", budget_id, "validation_accuracy"),
             }  # fmt: skip
+    for other in ("uniform", "random"):
+        correct([budget[f"binas - {other}"] for budget in content["budgets"].values()])
     return content
+
+
+def panels(found: dict[str, Any]) -> list[Panel]:
+    """One for budgets of BOPs alone, one for those that bound latency as well; those without networks are left out."""
+    titles = {"CIFAR-10, elastic MobileNet, BOPs": 1, "BOPs and latency": 2}
+    groups = {
+        title: [name for name in found["budgets"] if len(BUDGETS[name]) == count] for title, count in titles.items()
+    }
+    return [panel(found, names, title) for title, names in groups.items() if names]
 
 
 def main() -> None:
@@ -126,7 +143,7 @@ def main() -> None:
         for _ in side_by_side([partial(methods[method], plan) for method in given.methods for plan in plans]):
             found = verdict(finished(setting))
             write_atomically(VERDICT, json.dumps(found, indent=1) + "\n")
-            picture(found, PICTURE, "CIFAR-10, elastic MobileNet")
+            picture(panels(found), PICTURE)
 
 
 if __name__ == "__main__":

@@ -210,17 +210,22 @@ def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
     return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
 
 
-def picture(found: dict[str, Any], path: Path, title: str = "CIFAR-10, ResNet-8") -> None:
-    """Mean accuracy over cost, with the spread between single networks, as the project's reports draw it."""
+def panel(found: dict[str, Any], budgets: Sequence[str], title: str) -> Panel:
+    """Mean accuracy over BOPs at some budgets of a verdict, with the spread between single networks."""
+    contents = [found["budgets"][name] for name in budgets]
     points = [
-        Point(method, one["cost"], one["mean"], one["sd"], one["n"])
-        for content in found["budgets"].values()
+        Point("BINAS" if method == "binas" else method, one["cost"], one["mean"], one["sd"], one["n"])
+        for content in contents
         for method, one in content["methods"].items()
         if one
     ]
-    budgets = tuple(content["bops"] for content in found["budgets"].values())
-    panel = Panel(title, points, budgets=budgets, float_accuracy=found["float"], connect=len(budgets) > 1)
-    path.write_bytes(pareto_picture([panel]).png())
+    marks = tuple(content["bops"] for content in contents)
+    return Panel(title, points, budgets=marks, float_accuracy=found["float"], connect=len(marks) > 1)
+
+
+def picture(panels: Sequence[Panel], path: Path) -> None:
+    """Writes panels side by side, as the project's reports draw them."""
+    path.write_bytes(pareto_picture(panels).png())
 
 
 def judged(path: Path) -> dict[str, Any]:
@@ -234,7 +239,7 @@ def main() -> None:
     """The command."""
     judged(EARLIER)
     found, rows = judged(ROWS), json.loads(ROWS.read_text(encoding="utf-8"))
-    picture(found, PICTURE)
+    picture([panel(found, list(found["budgets"]), "CIFAR-10, ResNet-8")], PICTURE)
     BRIDGED.write_text(json.dumps(bridges(rows, "w2a2"), indent=1) + "\n", encoding="utf-8")
     for budget, content in found["budgets"].items():
         print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])

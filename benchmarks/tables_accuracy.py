@@ -95,24 +95,31 @@ def spread(content: dict[str, Any]) -> list[str]:
 def binas(content: dict[str, Any]) -> str:
     """BINAS beside uniform and random networks of equal cost, budget by budget."""
     heads = (
-        "budget, shares of 8-bit",
-        "best uniform",
-        "random",
-        "**binas**",
-        "binas - uniform, paired",
-        "binas - random",
-        "spent",
-    )
+        "budget, shares of 8-bit", "best uniform", "random", "**dnas, BINAS**", "dnas - uniform, paired",
+        "the same on validation images", "dnas - random", "most spent",
+    )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for found in content["budgets"].values():
-        methods = found["methods"]
-        limits = [f"{name} {found[name]:.0%}" for name in ("bops", "latency_us") if name in found]
-        spent = [f"{max(values):.1%}" for values in found["spent"].values() if values]
-        lines.append(
-            f"| {', '.join(limits)} | {mean(methods['uniform'])} | {mean(methods['random'])} | {mean(methods['binas'])} | "
-            f"{interval(found['binas - uniform'])} | {interval(found['binas - random'])} | {', '.join(spent)} |"
-        )
-    return "\n".join(lines) + f"\n\nFloat network: {content['float']:.2f} %."
+        methods, uniform = found["methods"], mean(found["methods"]["uniform"])
+        cells = [
+            limits(found), f"{uniform}, {', '.join(found['uniform'])}" if uniform else "", mean(methods["random"]),
+            mean(methods["binas"]), interval(found["binas - uniform"]), interval(found["validation"]),
+            interval(found["binas - random"]), ", ".join(f"{max(values):.1%}" for values in found["spent"].values() if values),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"Float network: {content['float']:.2f} %."]
+    for other in ("uniform", "random"):
+        pairs = {limits(found): found[f"binas - {other}"] for found in content["budgets"].values()}
+        shown = [f"{pair['p_holm']:.2g} at {name}" for name, pair in pairs.items() if pair]
+        if shown:
+            notes.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {'; '.join(shown)}.")
+    return "\n".join([*lines, "", *notes])
+
+
+def limits(found: dict[str, Any]) -> str:
+    """The bounds of a budget."""
+    names = {"bops": "BOPs", "latency_us": "latency"}
+    return ", ".join(f"{label} {found[name]:.0%}" for name, label in names.items() if name in found)
 
 
 def bridges(content: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from pareto_verdict import bridges, components, difference, holm, nested, one_search, picture, verdict
+from pareto_verdict import bridges, components, difference, holm, nested, one_search, panel, picture, verdict
 from tables import table
 
 
@@ -84,7 +84,7 @@ def test_the_verdict_is_json_and_a_picture(tmp_path: Path) -> None:
     # the third search was retrained once and says nothing of retraining
     assert text["variance"] == components([[77.0, 76.0], [76.5, 76.2]])
     assert nested(ROWS, "w2a2") is None
-    picture(found, tmp_path / "picture.png")
+    picture([panel(found, ["w2a2"], "ResNet-8")], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 

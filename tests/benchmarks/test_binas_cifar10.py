@@ -1,0 +1,68 @@
+"""What the benchmark of BINAS says of its rows: pairs by seed, corrected over budgets, and a panel per kind of budget."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from binas_cifar10 import BUDGETS, panels, verdict
+from pareto_verdict import picture
+from tables import table
+
+ACCURACY = {"binas": (75.0, 75.5, 76.1), "uniform": (73.0, 74.0, 74.2), "random": (70.0, 72.0, 69.0)}
+
+
+def rows() -> list[dict[str, Any]]:
+    """Three seeds of every method; later budgets have ever smaller gains, a candidate does not count."""
+    found: list[dict[str, Any]] = [{"method": "float", "role": "main", "budget_id": None, "accuracy": 83.0}]
+    for number, (budget_id, budgets) in enumerate(BUDGETS.items()):
+        for method, values in ACCURACY.items():
+            for seed, value in enumerate(values):
+                found.append({
+                    "method": method, "role": "main", "budget_id": budget_id, "budgets": budgets, "retrain_seed": seed,
+                    "costs": {name: 0.99 * limit for name, limit in budgets.items()},
+                    "accuracy": value - 0.4 * number * (method == "binas"), "validation_accuracy": value + 1,
+                    "architecture": "W3 A3 filters x1", "images_search": 2, "images_retrain": 1,
+                })  # fmt: skip
+        found.append({**found[-1], "method": "uniform", "role": "candidate", "accuracy": 99.0, "architecture": "other"})
+    return found
+
+
+def test_differences_are_paired_and_corrected_over_budgets() -> None:
+    found = verdict(rows())
+    for number, budget_id in enumerate(BUDGETS):
+        pairs = [b - 0.4 * number - u for b, u in zip(ACCURACY["binas"], ACCURACY["uniform"], strict=True)]
+        own = found["budgets"][budget_id]["binas - uniform"]
+        assert own["mean"] == pytest.approx(sum(pairs) / 3)
+        assert own["p"] == pytest.approx(stats.ttest_1samp(pairs, 0).pvalue)
+    ps = [found["budgets"][name]["binas - uniform"]["p"] for name in BUDGETS]
+    corrected = [found["budgets"][name]["binas - uniform"]["p_holm"] for name in BUDGETS]
+    assert ps == sorted(ps)
+    assert corrected == pytest.approx([max((4 - j) * ps[j] for j in range(i + 1)) for i in range(4)])
+
+
+def test_the_table_shows_every_bound_and_what_of_it_is_spent() -> None:
+    text = table(json.loads(json.dumps(verdict(rows()))))
+    lines = [line for line in text.splitlines() if line.startswith("| BOPs")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "BOPs 5%", "BOPs 12%", "BOPs 5%, latency 20%", "BOPs 12%, latency 30%",
+    ]  # fmt: skip
+    assert lines[0].count("99.0%") == 1
+    assert lines[2].count("99.0%") == 2
+    assert "W3 A3 filters x1" in lines[0]
+    assert "other" not in text
+
+
+def test_budgets_with_and_without_latency_have_panels_of_their_own(tmp_path: Path) -> None:
+    found = panels(verdict(rows()))
+    assert [panel.budgets for panel in found] == [(0.05, 0.12), (0.05, 0.12)]
+    assert {point.method for point in found[1].points} == {"BINAS", "uniform", "random"}
+    picture(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    alone = panels(verdict([row for row in rows() if row["budget_id"] in (None, "12%")]))
+    assert [(panel.budgets, panel.connect) for panel in alone] == [((0.12,), False)]
