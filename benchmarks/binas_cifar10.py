@@ -13,10 +13,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 import numpy as np
 from pareto_plan import RANDOM, Plan, Searches, finished, restore, side_by_side
-from pareto_runs import Setting, architecture_of, caps, float_network, quoted, search_folder, uniform_rules
+from pareto_runs import (
+    Setting,
+    alone,
+    architecture_of,
+    caps,
+    float_network,
+    processes,
+    quoted,
+    search_folder,
+    uniform_rules,
+)  # fmt: skip
 from pareto_verdict import correct, difference, panel, picture, renamed, summary
 
 from dnas.loaders import regrouped
@@ -122,11 +130,19 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=1, help=f"random architectures of a seed, at most {RANDOM}")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
+    with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
+        run(given)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Trains what is missing."""
     setting = prepare(given.data, given.runs)
     restore(setting)
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)
-        searches.wait(("binas", SHARED, seed) for seed in given.seeds)
+        searches.wait(
+            ("binas", SHARED, seed) for seed in sorted({0, *given.seeds})
+        )  # that of seed 0 ranks uniform networks
         alone = threading.Lock()  # one supernet at a time ranks networks in this process
 
         def uniform(plan: Plan) -> None:
@@ -140,7 +156,7 @@ def main() -> None:
             "random": lambda plan: plan.random(given.random),
         }
         plans = [Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches) for name in given.budgets]
-        for _ in side_by_side([partial(methods[method], plan) for method in given.methods for plan in plans]):
+        for _ in side_by_side(pool, [partial(methods[method], plan) for method in given.methods for plan in plans]):
             found = verdict(finished(setting))
             write_atomically(VERDICT, json.dumps(found, indent=1) + "\n")
             picture(panels(found), PICTURE)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pareto_runs import stamp
 from rich.console import Console
+from scipy import stats
 
 from dnas.engine import Engine, EngineConfig
 from dnas.search.effects import fit_effects
@@ -28,6 +29,7 @@ from dnas.stages.context import Run, open_folder
 RESULT = Path(__file__).parent / "results" / "binas_findings.json"
 KINDS = ("depth", "filters", "kernel", "branch", "weight_bits", "act_bits")
 TWO_SIDED = 1.96
+"""Of one run; of several Student's t decides."""
 BOTH = (True, False)
 Gain = list[NDArray[np.float64]]
 """Weights of main effects, for every run."""
@@ -54,9 +56,14 @@ def mean(estimators: Sequence[Any], kind: str, stages: Sequence[int], blocks: Se
 
 
 def valued(estimators: Sequence[Any], gain: Gain) -> tuple[float, float]:
-    """The mean of contrasts over the runs and its standard error: what choices have in common is in the covariance."""
+    """The mean of contrasts over the runs and its standard error.
+
+    Of several runs that of their spread: supernets differ from each other, too. Of one the estimator's own: what choices have
+    in common is in its covariance.
+    """
     values, errors = zip(*(e.contrast(weights) for e, weights in zip(estimators, gain, strict=True)), strict=True)
-    return float(np.mean(values)), float(np.linalg.norm(errors)) / len(values)
+    error = float(stats.sem(values)) if len(values) > 1 else float(errors[0])
+    return float(np.mean(values)), error
 
 
 def by_stage(estimators: Sequence[Any]) -> list[dict[str, Any]]:
@@ -75,9 +82,8 @@ def by_stage(estimators: Sequence[Any]) -> list[dict[str, Any]]:
 def claim(estimators: Sequence[Any], more: Gain, less: Gain) -> dict[str, Any]:
     """Whether the first gain is larger than the second by more than chance."""
     difference, error = valued(estimators, [a - b for a, b in zip(more, less, strict=True)])
-    holds = (
-        "yes" if difference > TWO_SIDED * error else "no, the opposite" if difference < -TWO_SIDED * error else "open"
-    )
+    width = error * (TWO_SIDED if len(estimators) == 1 else float(stats.t.ppf(0.975, len(estimators) - 1)))
+    holds = "yes" if difference > width else "no, the opposite" if difference < -width else "open"
     return {"difference": difference, "error": error, "holds": holds}
 
 

@@ -2,9 +2,9 @@
 
 The search of the Pareto benchmark with one thing changed, at the cost of uniform W2A2, retrained by the same recipe; one seed
 to screen, more by --seeds. Every change is compared, seed by seed on the 5,000 validation images, with a run that is unchanged
-or, where it changes another search, with that one, trained in the same list of jobs: same code, same processor. Rows stand
-among those of the Pareto benchmark with the role `ablation` and the change as `search`; other searches that the Pareto
-benchmark trains are its rows. Resumes; writes results/cifar10_ablation.json.
+or, where it changes another search, with that one; p-values are Holm-corrected over the changes, and a difference between rows
+of other code or another processor says so. Rows stand among those of the Pareto benchmark with the role `ablation` and the
+change as `search`; other searches that the Pareto benchmark trains are its rows. Resumes; writes results/cifar10_ablation.json.
 """
 
 import argparse
@@ -12,9 +12,8 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 from cifar10_pareto import BUDGETS, HERE, VARIANTS, setting_of
 from pareto_plan import finished, restore, write
-from pareto_runs import Job, Setting, float_network, search, train
-from pareto_verdict import student
+from pareto_runs import Job, Setting, alone, float_network, processes, search, train
+from pareto_verdict import correct, student
 
 from quant.files import write_atomically
 
@@ -101,9 +100,17 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "mean": statistics.mean(values.values()), "sd": statistics.stdev(values.values()) if len(values) > 1 else None,
             "n": len(values), "seeds": list(values), "images_search": statistics.mean(r["images_search"] for r in own.values()),
             "against": against if others else None, "difference": student(pairs) if pairs else None,
+            "mixed": any(_made(own[seed]) != _made(others[seed]) for seed in own if seed in others),
         }  # fmt: skip
         found["commits"] = sorted({*found["commits"], *(row["commit"] for row in own.values())})
+    differences = [change["difference"] for change in found["changes"].values()]
+    correct([pair for pair in differences if pair and pair["p"] is not None])
     return found
+
+
+def _made(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What has to be the same on both sides of a difference."""
+    return row["commit"], row.get("processor")
 
 
 def main() -> None:
@@ -116,10 +123,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     setting = setting_of(given.data, given.runs)
+    with alone(given.runs / "lock", RESULT.with_suffix(".lock"), setting.result.with_suffix(".lock")):
+        run_all(setting, given)
+
+
+def run_all(setting: Setting, given: argparse.Namespace) -> None:
+    """Trains what is missing."""
     float_network(setting, BUDGETS[BUDGET])
     restore(setting)
     names = with_references(given.changes)
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    with processes(given.jobs) as pool:
         waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in names]
         for done in as_completed(waiting):
             row = done.result()

@@ -25,15 +25,14 @@ of the same images, code and processor give the same rows.
 import argparse
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
-from pareto_plan import RANDOM, Plan, Searches, restore, side_by_side
-from pareto_runs import Setting, float_network, uniform_rules
+from pareto_plan import COUNTED, RANDOM, Plan, Searches, restore, side_by_side
+from pareto_runs import Setting, alone, float_network, processes, uniform_rules
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_pareto.json"
@@ -70,13 +69,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
     parser.add_argument(
-        "--fresh", action="store_true", help="train these methods' networks of these budgets again (in a new --runs)"
-    )
+        "--fresh", action="store_true",
+        help="train these networks again, in a new --runs; rows that start from a supernet of theirs are dropped",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = setting_of(given.data, given.runs)
+    with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
+        run(setting_of(given.data, given.runs), given)
+
+
+def again(row: dict[str, Any], given: argparse.Namespace) -> bool:
+    """Whether `--fresh` asks for this row's network to be trained anew."""
+    method = row["role"] if row["role"] in ("frontier", "variance") else row["method"]
+    seed = row["search_seed"] if method == "variance" else row["retrain_seed"]
+    counted = row["role"] in (*COUNTED, method)
+    return bool(
+        given.fresh
+        and counted
+        and method in given.methods
+        and row["budget_id"] in given.budgets
+        and seed in given.seeds
+    )
+
+
+def run(setting: Setting, given: argparse.Namespace) -> None:
+    """Trains what is missing."""
     float_network(setting, BUDGETS["w2a2"])
-    restore(setting, (given.methods, given.budgets) if given.fresh else None)
+    restore(setting, lambda row: again(row, given))
     methods: dict[str, Callable[[Plan], None]] = {
         "ours": lambda plan: plan.searched(),
         "uniform": lambda plan: plan.uniform(uniform_rules(setting, BUDGETS[plan.budget_id])),
@@ -90,12 +109,12 @@ def main() -> None:
         "frontier": lambda plan: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
         "binas": lambda plan: plan.reselected("binas", "main", "binas", FRONTIER_BUDGET),
     }
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)
         plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, searches=searches) for budget in given.budgets]
         for method in given.methods:
             own = [plan for plan in plans if method != "frontier" or plan.budget_id != FRONTIER_BUDGET]
-            list(side_by_side([partial(methods[method], plan) for plan in own]))
+            list(side_by_side(pool, [partial(methods[method], plan) for plan in own]))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 """Do a supernet and its estimator order networks as training does? `python benchmarks/cifar10_rank.py /path/to/cifar10.zip`
 
-Random architectures of ResNet-8's space, over all costs and within the band of cost that uniform W2A2 ends, are trained for an
-epoch from the float weights of the Pareto benchmark, twice; beside their accuracies stand those in BINAS' one-shot supernet
-without training, the estimator's predictions, and their costs. An order is compared with that of every single training, and the
-taus are averaged, so that it stands beside the agreement of one training with the other: a prediction as noisy as a training
-reaches that much, a better one more. All accuracies are on the 5,000 validation images. Resumes; writes
-results/cifar10_rank.json.
+Random architectures of ResNet-8's space, over all costs and, others, within the band of cost that uniform W2A2 ends, are
+trained for an epoch from the float weights of the Pareto benchmark, twice; beside their accuracies stand those in BINAS'
+one-shot supernet without training, the estimator's predictions, and their costs. An order is compared with that of every
+single training, and the taus are averaged, so that it stands beside the agreement of one training with the other: a
+prediction as noisy as a training reaches that much, a better one more. All accuracies are on the 5,000 validation images.
+Resumes; writes results/cifar10_rank.json.
 """
 
 import argparse
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 
 import numpy as np
 from cifar10_pareto import BUDGETS, setting_of
-from pareto_runs import Job, Setting, float_network, sampled, search, stamp, train
+from pareto_runs import Job, Setting, alone, digest, float_network, processes, sampled, search, stamp, train
 from scipy import stats
 
 from dnas.loaders import regrouped
@@ -32,8 +30,8 @@ from dnas.search.rank import BOOTSTRAPS
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_rank.json"
 BUDGET = "w2a2"
-BANDS = {"all": (0.03, 0.3, 20), "band": (0.0622, 0.06913466, 16)}
-"""Shares of the BOPs at 8 bits, and how many architectures are drawn between them."""
+BANDS = {"all": (0.03, 0.3, range(30)), "band": (0.0622, 0.06913466, range(1000, 1016))}
+"""Shares of the BOPs at 8 bits, and numbers of the architectures that are drawn between them: each its own draw."""
 SEEDS = (0, 1)
 """Of training."""
 
@@ -45,8 +43,8 @@ def jobs() -> list[Job]:
             "rank", "rank", name, BUDGETS[BUDGET], f"sampled {number} {low} {high}", "float", None, None, seed, epochs=1
         )
         for seed in SEEDS
-        for name, (low, high, count) in BANDS.items()
-        for number in range(count)
+        for name, (low, high, numbers) in BANDS.items()
+        for number in numbers
     ]
 
 
@@ -94,9 +92,10 @@ def agreement(predicted: Sequence[float], orders: Sequence[Sequence[float]]) -> 
 
 
 def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Kendall's tau of every pair of orders with its interval, over all rows and within the band."""
+    """Kendall's tau of every pair of orders with its interval, over all costs and within the band."""
     found: dict[str, Any] = {}
-    for scope, chosen in (("all", list(rows)), ("band", [row for row in rows if row["band"] == "band"])):
+    for scope in BANDS:
+        chosen = [row for row in rows if row["band"] == scope]
         orders = {name: [row[name] for row in chosen] for name in ("one_shot", "estimated", "bops")}
         trained = [[row["trained"][turn] for row in chosen] for turn in range(len(SEEDS))]
         found[scope] = {
@@ -116,13 +115,24 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = setting_of(given.data, given.runs)
+    with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
+        run(setting_of(given.data, given.runs), given.jobs)
+
+
+def run(setting: Setting, count: int) -> None:
+    """Trains what is missing, with so many processes, and writes the result."""
     float_network(setting, BUDGETS[BUDGET])
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    here = digest(setting.runs / "float" / "float.safetensors")
+    with processes(count) as pool:
         searched = pool.submit(search, setting, "binas", BUDGET, BUDGETS[BUDGET], 0)
         waiting = [pool.submit(train, setting, job, "rank_rows") for job in jobs()]
         rows = judged(setting, searched.result())
-        trained = [future.result()["validation_accuracy"] for future in waiting]
+        found_rows = [future.result() for future in waiting]
+    if any(row["float"] != here for row in found_rows):
+        raise RuntimeError(
+            f"{setting.runs / 'rank_rows'} holds rows of another float network; remove them, or give another --runs"
+        )
+    trained = [row["validation_accuracy"] for row in found_rows]
     for i, row in enumerate(rows):
         row["trained"] = [trained[i + turn * len(rows)] for turn in range(len(SEEDS))]
     found = agreements(rows)

@@ -13,48 +13,68 @@ from pareto_runs import Job, Setting, digest, search, train
 from quant.files import write_atomically
 
 FLOAT_EPOCHS = 6
-"""Of training from float weights: at least the images of a search and a retraining together."""
+"""Of training from float weights: in ResNet-8's benchmark at least the images of our search and retraining together."""
 RANDOM = 3
 """Random architectures of a seed."""
 COUNTED = ("main", "candidate")
 """Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
+WRITING = threading.Lock()
 FINALISTS = 2
 """Uniform networks that seed 0 trains in full after an epoch of all of them."""
 
 
 def finished(setting: Setting) -> list[dict[str, Any]]:
-    """All rows, the float network's first."""
-    float_row = setting.runs / "float" / "row.json"
+    """All rows of networks that start from the float network of the run folder, its own first."""
+    float_row, weights = setting.runs / "float" / "row.json", setting.runs / "float" / "float.safetensors"
     files = [*([float_row] if float_row.exists() else []), *sorted((setting.runs / "rows").glob("*.json"))]
-    return with_roles([{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files])
+    rows = [{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files]
+    here = digest(weights)
+    return with_roles([row for row in rows if row["float"] == here])
 
 
-def restore(setting: Setting, fresh: tuple[Sequence[str], Sequence[str]] | None = None) -> None:
+def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda row: False) -> None:
     """Takes the rows of the result file that the run folder lacks for finished, if they start from the same float network.
 
     Args:
         setting: where.
-        fresh: (methods, budgets) whose rows that count, or could have, are not taken: they are to be trained again.
+        fresh: which rows are not taken: they are to be trained again. Nor are those that start from a search of theirs.
+
+    Raises:
+        RuntimeError: the run folder holds another row than the result file for the same network.
     """
     (setting.runs / "rows").mkdir(parents=True, exist_ok=True)
     here = digest(setting.runs / "float" / "float.safetensors")
-    for row in json.loads(setting.result.read_text(encoding="utf-8")) if setting.result.exists() else []:
+    rows = json.loads(setting.result.read_text(encoding="utf-8")) if setting.result.exists() else []
+    again = {
+        _search(row) for row in rows if row["role"] in COUNTED and row["method"] == row.get("search") and fresh(row)
+    }
+    for row in rows:
+        if row["method"] == "float" or (row["model"], row["float"]) != (setting.model, here):
+            continue
         file = setting.runs / "rows" / f"{row['key']}.json"
-        again = (
-            fresh is not None and row["role"] in COUNTED and row["method"] in fresh[0] and row["budget_id"] in fresh[1]
-        )
-        if (
-            not again
-            and row["method"] != "float"
-            and (row["model"], row.get("float")) == (setting.model, here)
-            and not file.exists()
-        ):
+        if fresh(row) or (row.get("search") and _search(row) in again):
+            continue
+        if not file.exists():
             write_atomically(file, json.dumps(row, indent=1))
+        elif _differs(json.loads(file.read_text(encoding="utf-8")), row):
+            raise RuntimeError(
+                f"{file} and {setting.result} hold two trainings of one network; remove that of the run folder, or give "
+                "another --runs"
+            )
+
+
+def _search(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("search"), row.get("search_budget") or row["budget_id"], row["search_seed"]
+
+
+def _differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return any(one[name] != other[name] for name in ("accuracy", "validation_accuracy", "seconds", "commit"))
 
 
 def write(setting: Setting) -> None:
-    """The result file, from all finished rows."""
-    write_atomically(setting.result, json.dumps(finished(setting), indent=1) + "\n")
+    """The result file, from all finished rows; by one thread at a time, so that none writes older rows over newer ones."""
+    with WRITING:
+        write_atomically(setting.result, json.dumps(finished(setting), indent=1) + "\n")
 
 
 def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,11 +143,18 @@ class Searches:
             future.result()
 
 
-def side_by_side(tasks: Sequence[Callable[[], Any]]) -> Iterable[Any]:
-    """Results of tasks that mostly wait for the same pool of processes, as they finish; none of them leaves it idle."""
+def side_by_side(pool: Executor, tasks: Sequence[Callable[[], Any]]) -> Iterable[Any]:
+    """Results of tasks that mostly wait for the same pool of processes, as they finish; none of them leaves it idle.
+
+    When one fails, what the others still wait for is not started.
+    """
     with ThreadPoolExecutor(max(len(tasks), 1)) as threads:
-        for done in as_completed([threads.submit(task) for task in tasks]):
-            yield done.result()
+        try:
+            for done in as_completed([threads.submit(task) for task in tasks]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class Plan:

@@ -1,12 +1,16 @@
 """What a row of the Pareto benchmark is made of: the float network, a search, and the training of one architecture."""
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,14 @@ from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
+from dnas.space.latency import processor
 from dnas.stages.context import Run, open_folder, save_weights
 from dnas.stages.retrain import summary
 from quant.files import write_atomically
 
 QUIET = Console(quiet=True)
+DRAWS, NUMBERS = 100, 100_000
+"""Tries for a random architecture between two costs; tries of one number are so far apart from each other."""
 COMMIT = source_commit()
 """Of the code that this process runs, whatever happens to the files meanwhile."""
 
@@ -77,7 +84,8 @@ class Setting:
     def stages(self, folder: Path, names: tuple[str, ...], *overrides: str) -> Run:
         """Runs stages of the pipeline in a run folder, as the command would, and opens it."""
         for name in names:
-            run_stages(self.config(folder, f"stage={name}", *overrides), [], QUIET)
+            given = (f"stage={name}", *overrides)  # a folder of another configuration is refused
+            run_stages(self.config(folder, *given), [*self.overrides, *given], QUIET)
         return self.open(folder)
 
     def open(self, folder: Path) -> Run:
@@ -174,13 +182,21 @@ def search_folder(setting: Setting, variant: str, budget_id: str, seed: int) -> 
 
 
 def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str, float], seed: int) -> Path:
-    """Searches, or goes on with a search, and selects; the run folder."""
+    """Searches, or goes on with a search, and selects; the run folder.
+
+    Raises:
+        RuntimeError: the folder's search started from another float network.
+    """
     folder = search_folder(setting, variant, budget_id, seed)
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(
         folder, ("preflight", "search", "select"), *caps(budgets), f"seed={seed}", f"model.checkpoint={quoted(weights)}",
         *setting.variants.get(variant, ()),
     )  # fmt: skip
+    if digest(folder / "float.safetensors") != digest(weights):
+        raise RuntimeError(
+            f"{folder} holds a search from another float network than {weights}; remove it, or give another --runs"
+        )
     return folder
 
 
@@ -290,10 +306,18 @@ def architecture_of(run: Run, text: str, budgets: Mapping[str, float], seed: int
 
 
 def sampled(space: Space, number: int, low: float, high: float) -> Architecture:
-    """Random architecture `number` of those between two shares of the BOPs at 8 bits, evenly over their logarithm."""
+    """Random architecture `number` of those between two shares of the BOPs at 8 bits, evenly over their logarithm.
+
+    Raises:
+        RuntimeError: none of many draws for this number lies between them.
+    """
     full = reference_cost(space, "bops")
     sampler = Sampler(space, 0, build_cost(space, "bops"), (low * full, high * full))
-    return Architecture.at(space, sampler.named(number))
+    for turn in range(DRAWS):
+        found = Architecture.at(space, sampler.named(number + turn * NUMBERS))
+        if low <= float(found.cost("bops", relative=True)) <= high:
+            return found
+    raise RuntimeError(f"no random architecture at {low:.2%} to {high:.2%} of the BOPs in {DRAWS} draws")
 
 
 def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
@@ -305,6 +329,35 @@ def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
 
 
 def stamp(start: float) -> dict[str, Any]:
-    """Seconds since `start`, commit and versions."""
+    """Seconds since `start`, commit, versions and processor."""
     versions = {name: version(name) for name in ("torch", "brevitas", "numpy", "scipy")}
-    return {"seconds": round(time.perf_counter() - start, 1), "commit": COMMIT, "versions": versions}
+    seconds = round(time.perf_counter() - start, 1)
+    return {"seconds": seconds, "commit": COMMIT, "versions": versions, "processor": processor()}
+
+
+@contextmanager
+def alone(*files: Path) -> Iterator[None]:
+    """Locks these files until it ends, so that no two commands write the same rows, searches or results.
+
+    Raises:
+        RuntimeError: another command holds one of them.
+    """
+    with ExitStack() as stack:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuntimeError(f"another benchmark uses {file}; wait for it, or give another --runs") from None
+        yield
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each; after an error nothing that is waiting is started."""
+    pool = ProcessPoolExecutor(count, get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

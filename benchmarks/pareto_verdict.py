@@ -204,6 +204,11 @@ def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
     for method, label in BRIDGES.items():
         one = summary(rows, method, budget_id)
         if one is not None:
+            if method == "uniform":  # what chose them: trainings of one epoch, and of what was not chosen
+                tried = [
+                    r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id) and r["role"] != "main"
+                ]
+                one["images_search"] = sum(r["images_retrain"] for r in tried)
             pair = difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None
             found.append({"method": method, "label": label, **one, "minus uniform": pair})
     correct([row["minus uniform"] for row in found])

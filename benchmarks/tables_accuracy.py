@@ -8,6 +8,7 @@ HEADER = (
     "| network | accuracy % | BOPs, of 8-bit | weight bytes | search, in QAT runs |\n| --- | --- | --- | --- | --- |"
 )
 
+MIXED = " (!)"
 LABELS = {"float": "float", "uniform": "best uniform", "random": "random, equal cost", "ours": "**dnas**"}
 
 
@@ -108,6 +109,14 @@ def binas(content: dict[str, Any]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"Float network: {content['float']:.2f} %."]
+    if own := next((one for found in content["budgets"].values() if (one := found["methods"]["binas"])), None):
+        trained = [
+            one["images_retrain"] for found in content["budgets"].values() if (one := found["methods"]["uniform"])
+        ]
+        notes.append(
+            f"The search, one for all budgets, sees {own['images_search']:,.0f} images, a retraining from it "
+            f"{own['images_retrain']:,.0f}" + (f", a uniform network at most {max(trained):,.0f}." if trained else ".")
+        )
     for other in ("uniform", "random"):
         pairs = {limits(found): found[f"binas - {other}"] for found in content["budgets"].values()}
         shown = [f"{pair['p_holm']:.2g} at {name}" for name, pair in pairs.items() if pair]
@@ -156,14 +165,16 @@ def thesis_grid(content: dict[str, Any]) -> str:
 
 def ablation(content: dict[str, Any]) -> str:
     """Changes of the search, each beside what it is compared with."""
-    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "images of the search")
+    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "p, corrected (Holm)", "images of the search")
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name, found in content["changes"].items():
         pair = found["difference"]
         lines.append(
-            f"| {name} | {mean(found)} | {found['against'] or ''} | {interval(pair)} | {found['images_search']:,.0f} |"
+            f"| {name} | {mean(found)} | {found['against'] or ''} | {interval(pair)}{MIXED if found['mixed'] else ''} | "
+            f"{format(pair['p_holm'], '.2g') if pair and 'p_holm' in pair else ''} | {found['images_search']:,.0f} |"
         )
-    several = f" Rows of {len(content['commits'])} commits." if len(content["commits"]) > 1 else ""
+    mixed = any(found["mixed"] for found in content["changes"].values())
+    several = f" {MIXED.strip()}: rows of other code or another processor." if mixed else ""
     return "\n".join([*lines, "", f"Without an interval where there is but one seed.{several}"])
 
 

@@ -16,9 +16,8 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from cifar10_pareto import setting_of
-from pareto_runs import Setting, accuracies, quoted, stamp
+from pareto_runs import Setting, accuracies, alone, digest, processes, quoted, stamp
 from pareto_verdict import components
 
 from dnas.board import Board
@@ -194,15 +193,24 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    setting = replace(setting_of(given.data, given.runs), overrides=OVERRIDES)
+    with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
+        run_all(replace(setting_of(given.data, given.runs), overrides=OVERRIDES), given.jobs)
+
+
+def run_all(setting: Setting, count: int) -> None:
+    """Trains what is missing, with so many processes, and writes the result and its picture."""
     weights = setting.runs / "float" / "float.safetensors"
     setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={quoted(weights)}")
     shared = setting.runs / "grid" / "float.safetensors"
     if not shared.exists():
         shared.write_bytes(weights.read_bytes())
+    if digest(shared) != digest(weights):
+        raise RuntimeError(
+            f"{shared} is another float network than {weights}; remove the grid's folders, or give another --runs"
+        )
     jobs = [(part, number, turn) for number in range(COMPOSITIONS) for turn in range(SEEDS) for part in PARTS]
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    with processes(count) as pool:
         for done in as_completed([pool.submit(train, setting, *job) for job in jobs]):
             rows.append(done.result())
             print({key: rows[-1][key] for key in ("part", "composition", "retrain_seed", "accuracy")}, flush=True)

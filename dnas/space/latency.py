@@ -6,7 +6,7 @@ On this runtime every width up to 8 bits runs as int8: latency moves with filter
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -307,17 +307,19 @@ def microseconds(runs: Sequence[Callable[[], None]], rounds: int, seconds: float
 
 def machine(config: MeasureConfig) -> dict[str, Any]:
     """What a table is valid for."""
-    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor(),
         "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__, "precision": config.precision,
         "threads": config.threads, "batch": config.batch,
     }  # fmt: skip
 
 
-def _cpu_lines() -> Iterator[str]:
+def processor() -> str:
+    """The processor's model name, as Linux tells it, else what Python knows."""
     path = Path("/proc/cpuinfo")
-    return iter(path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

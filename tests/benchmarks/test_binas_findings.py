@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_findings import KINDS, by_stage, claims, seconds
+from binas_findings import KINDS, by_stage, claim, claims, seconds
 from tables_estimators import stage_seconds
 
 from dnas.run import RunFolder
@@ -35,9 +36,9 @@ def test_gains_by_stage_and_what_they_say() -> None:
     runs = [estimator(0.0), estimator(0.2)]
     rows = by_stage(runs)
     assert [row["stage"] for row in rows] == [0, 1]
-    assert rows[0]["depth"] == pytest.approx((1.1, (2 * 0.01) ** 0.5 / 2**0.5))
+    assert rows[0]["depth"] == pytest.approx((1.1, 0.1))  # of the spread between both runs
     assert rows[0]["filters, first block"][0] == pytest.approx(4.0)
-    assert rows[0]["filters, other blocks"] == pytest.approx((1.5, (2 * 0.01 / 2) ** 0.5 / 2**0.5))
+    assert by_stage(runs[:1])[0]["filters, other blocks"] == pytest.approx((1.5, (2 * 0.01 / 2) ** 0.5))
     assert rows[1]["filters"][0] == pytest.approx((4 + 1 + 2) / 3 - 3)
     found = claims(runs)
     assert found["depth pays more in the last stage than in the first"]["holds"] == "yes"
@@ -46,6 +47,21 @@ def test_gains_by_stage_and_what_they_say() -> None:
     assert starts["difference"] == pytest.approx(2.5)
     assert starts["holds"] == "yes"
     assert {claim["holds"] for claim in claims([estimator(0.0, 100.0)]).values()} == {"open"}
+
+
+def test_what_differs_between_supernets_is_not_taken_for_found() -> None:
+    """Errors within a run are small here; Student's t over the runs decides."""
+
+    def valued_at(value: float) -> Any:
+        return SimpleNamespace(contrast=lambda weights: (value * weights[0], 0.01))
+
+    def holds(*values: float) -> str:
+        gain = [np.ones(1)] * len(values)
+        return str(claim([valued_at(v) for v in values], gain, [np.zeros(1)] * len(values))["holds"])
+
+    assert stats.ttest_1samp([1.0, -0.2, 0.4], 0).pvalue > 0.05 > stats.ttest_1samp([1.0, 0.8, 0.9], 0).pvalue
+    assert (holds(1.0, -0.2, 0.4), holds(1.0, 0.8, 0.9), holds(-1.0, -0.8, -0.9)) == ("open", "yes", "no, the opposite")
+    assert holds(0.4) == "yes"
 
 
 def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cifar10_ablation import AGAINST, BUDGET, CHANGES, UNCHANGED, job, run, summ
 from cifar10_pareto import BUDGETS, FRONTIER_BUDGET
 from pareto_plan import Plan
 from pareto_runs import Job, Setting
+from pareto_verdict import holm
 from tables import table
 
 from dnas.config import parse_config
@@ -135,7 +136,19 @@ def test_the_summary_does_not_depend_on_the_order_of_rows_and_is_a_table() -> No
     found = summary(ROWS)
     assert json.dumps(summary(ROWS[::-1])) == json.dumps(found)
     text = table(found)
-    assert "| unchanged | 79.43 ± 0.59 (3) |  |  | 85,376 |" in text
-    assert "| gumbel soft | 78.10 ± 0.14 (2) | gumbel | -0.30 | 316,000 |" in text
-    assert "commits" not in text
-    assert "Rows of 2 commits." in table(summary([*ROWS, row("one round", 3, 79.0, "b")]))
+    assert "| unchanged | 79.43 ± 0.59 (3) |  |  |  | 85,376 |" in text
+    assert "| gumbel soft | 78.10 ± 0.14 (2) | gumbel | -0.30 |  | 316,000 |" in text
+    assert "(!)" not in text
+    unpaired = table(summary([*ROWS, row("one round", 3, 79.0, "b")]))
+    assert "(!)" not in unpaired  # the other side has no fourth seed
+    mixed = table(summary([*ROWS, row("one round", 3, 79.0, "b"), row(UNCHANGED, 3, 79.0, "a")]))
+    assert [line.count("(!)") for line in mixed.splitlines() if line.startswith("| one round")] == [1]
+    assert "(!): rows of other code or another processor." in mixed
+
+
+def test_differences_are_corrected_for_their_number() -> None:
+    changes = summary(ROWS)["changes"].values()
+    pairs = [found["difference"] for found in changes if found["difference"] and found["difference"]["p"] is not None]
+    expected = holm([pair["p"] for pair in pairs])
+    assert [pair["p_holm"] for pair in pairs] == expected
+    assert len(pairs) >= 1

@@ -74,5 +74,5 @@ def test_the_table_names_the_repeatability(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 10)
     found = agreements(rows(drawn(0)))
     text = table({"type": "dnas.Rank", "version": 1, "agreement": found, "rows": []})
-    assert "all costs (n = 40) | one band of cost (n = 20)" in text
+    assert "all costs (n = 20) | one band of cost (n = 20)" in text
     assert f"repeatability | {found['all']['trained twice']['tau']:.2f}, " in text

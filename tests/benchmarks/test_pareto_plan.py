@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import pareto_plan
+from cifar10_pareto import again
 from pareto_baselines import greedy
 from pareto_plan import Plan, Searches, better_start, finished, restore, side_by_side
-from pareto_runs import Job, Setting, digest
+from pareto_runs import Job, Setting, alone, digest
 from pareto_verdict import components, nested
 
 import dnas
@@ -64,8 +66,9 @@ class Benchmark:
         row = {
             "model": setting.model, "method": job.method, "role": job.role, "budget_id": job.budget_id,
             "architecture": job.architecture, "start": job.start, "retrain_seed": job.retrain_seed, "accuracy": value,
-            "search_seed": job.search_seed, "supernet": f"{self.machine} {job.search_seed}", "validation_accuracy": value,
-            "float": digest(setting.runs / "float" / "float.safetensors"),
+            "search": job.search, "search_seed": job.search_seed,
+            "search_budget": job.search_budget, "supernet": f"{self.machine} {job.search_seed}", "validation_accuracy": value,
+            "float": digest(setting.runs / "float" / "float.safetensors"), "commit": "", "seconds": 1.0,
         }  # fmt: skip
         write_atomically(file, json.dumps(row))
         return row
@@ -88,7 +91,7 @@ def test_plans_side_by_side_share_their_searches_and_leave_no_row_out(benchmark:
         ]
         tasks = [partial(plan.reselected, "ours", "main", "ours", "small") for plan in plans]
         tasks += [partial(plan.random, 2) for plan in plans]
-        assert list(side_by_side(tasks)) == [None] * 4
+        assert list(side_by_side(pool, tasks)) == [None] * 4
     assert sorted(benchmark.searches) == [("ours", "small", 0), ("ours", "small", 1)]
     rows = json.loads(benchmark.setting.result.read_text())
     assert {row["key"] for row in rows} == {job.key for job in benchmark.trained}
@@ -101,7 +104,7 @@ def test_a_failing_search_fails_the_plans_that_wait_for_it(benchmark: Benchmark)
         searches.submitted["ours", "small", 0] = pool.submit(int, "no number")
         plan = Plan(benchmark.setting, pool, BUDGETS, "small", (0,), searches=searches)
         with pytest.raises(ValueError, match="no number"):
-            list(side_by_side([plan.searched]))
+            list(side_by_side(pool, [plan.searched]))
     assert benchmark.trained == []
 
 
@@ -178,15 +181,65 @@ def test_rows_that_are_to_be_trained_again_are_left_alone(benchmark: Benchmark) 
     rows = json.loads(benchmark.setting.result.read_text())
     for file in (benchmark.setting.runs / "rows").iterdir():
         file.unlink()
-    restore(benchmark.setting, (("ours", "uniform"), ("small",)))
+    given = Namespace(fresh=True, methods=["ours", "uniform"], budgets=["small"], seeds=[0])
+    restore(benchmark.setting, lambda row: again(row, given))
     kept = {file.stem for file in (benchmark.setting.runs / "rows").iterdir()}
-    again = {row["key"] for row in rows} - kept
-    assert {(r["method"], r["role"]) for r in rows if r["key"] in again} == {
-        ("ours", "main"), ("uniform", "main"), ("uniform", "candidate"),
+    left = [row for row in rows if row["key"] not in kept]
+    assert {(r["method"], r["role"]) for r in left} == {
+        ("ours", "main"), ("ours", "variance"), ("uniform", "main"), ("uniform", "candidate"),
     }  # fmt: skip
-    assert {(r["role"], r["budget_id"]) for r in rows if r["key"] in kept} == {
-        ("screen", "small"), ("variance", "small"), ("main", "large"),
-    }  # fmt: skip
+    assert {(r["role"], r["budget_id"]) for r in rows if r["key"] in kept} == {("screen", "small"), ("main", "large")}
+
+
+def test_a_new_training_of_what_has_no_search_leaves_searches_and_other_seeds_alone(benchmark: Benchmark) -> None:
+    plan = benchmark.plan("small", (0, 1))
+    plan.searched()
+    plan.uniform(["a", "bb"])
+    plan.variance()
+    benchmark.plan("large", (0,), shared="small").reselected("ours", "frontier", "ours", "small")
+    rows = json.loads(benchmark.setting.result.read_text())
+    for method, seeds, expected in (
+        ("uniform", [1], {("uniform", "main", 1)}),
+        ("variance", [1], {("ours", "variance", 1)}),
+        ("frontier", [0], {("ours", "frontier", 0)}),
+    ):
+        given = Namespace(fresh=True, methods=[method], budgets=["small", "large"], seeds=seeds)
+        found = {
+            (r["method"], r["role"], r["search_seed"] if method == "variance" else r["retrain_seed"])
+            for r in rows
+            if again(r, given)
+        }
+        assert found == expected
+        for file in (benchmark.setting.runs / "rows").iterdir():
+            file.unlink()
+        restore(benchmark.setting, lambda row, given=given: again(row, given))
+        kept = {file.stem for file in (benchmark.setting.runs / "rows").iterdir()}
+        assert kept == {row["key"] for row in rows if not again(row, given)}
+
+
+def test_two_trainings_of_one_network_are_not_mixed(benchmark: Benchmark) -> None:
+    benchmark.plan("small", (0,)).searched()
+    rows = json.loads(benchmark.setting.result.read_text())
+    benchmark.setting.result.write_text(json.dumps([{**rows[0], "accuracy": 1.0}]))
+    with pytest.raises(RuntimeError, match="two trainings of one network"):
+        restore(benchmark.setting)
+    assert json.loads(benchmark.setting.result.read_text())[0]["accuracy"] == 1.0
+
+
+def test_rows_of_another_float_network_in_the_run_folder_do_not_count(benchmark: Benchmark) -> None:
+    benchmark.plan("small", (0,)).searched()
+    (benchmark.setting.runs / "float" / "float.safetensors").write_bytes(b"others")
+    assert finished(benchmark.setting) == []
+
+
+def test_no_two_commands_write_the_same_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "runs" / "lock"):
+        with pytest.raises(RuntimeError, match="another benchmark uses"), alone(tmp_path / "runs" / "lock"):
+            pass
+        with alone(tmp_path / "others" / "lock"):
+            pass
+    with alone(tmp_path / "runs" / "lock"):
+        pass
 
 
 def test_the_greedy_baseline_takes_the_cheapest_loss_per_cost() -> None:
