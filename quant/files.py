@@ -1,7 +1,7 @@
 """Files appear whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +14,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
         content: text (UTF-8), bytes, or a function that writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the file mode creation mask applies
     try:
         if isinstance(content, str):
             temporary.write_text(content, encoding="utf-8")
@@ -26,9 +25,6 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             content(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
