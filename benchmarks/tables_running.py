@@ -43,7 +43,7 @@ def overhead(content: dict[str, Any]) -> str:
     low, high = outside["quartiles"]
     priced = [f"{value['draw_and_price_ms']:.1f}" for value in depth if "draw_and_price_ms" in value]
     return "\n".join(lines) + (
-        f"\n\nBy depth (ResNet-8, 20, 56, 110), search step over float step in one layout: "
+        f"\n\nBy depth (ResNet-8, 20, 56, 110; a run of its own), search step over float step in one layout: "
         f"{', '.join(format(value['search']['ratio'], '.2f') for value in depth)}"
         + (f"; of it, drawing and pricing all choices: {', '.join(priced)} ms" if priced else "")
         + ". Outside of network and optimiser (data, augmentation, drawing, pricing, logging): "

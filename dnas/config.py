@@ -183,13 +183,14 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. stage: one of the stages, or `all`. folder: the run folder."""
+    """One run. stage: one of the stages, or `all`. folder: the run folder. search_from: that of a run whose search is taken."""
 
     data: DataConfig
     model: ModelConfig
     stage: str = "all"
     seed: int = 0
     folder: str | None = None
+    search_from: str | None = None
     quant: QuantConfig = field(default_factory=QuantConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     target: Target = field(default_factory=Target)

@@ -16,6 +16,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the file mode creation mask applies
+    mode = temporary.stat().st_mode
     try:
         if isinstance(content, str):
             temporary.write_text(content, encoding="utf-8")
@@ -25,6 +26,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             content(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)  # some writers put a file of their own in its place
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -90,9 +90,9 @@ class Architecture:
     supernet ranks the filters of groups that are not named. Where blocks of filters decide, whole blocks stay.
     """
 
-    space: Space
+    space: Space = field(repr=False)
     options: Mapping[str, Option]
-    kept: Mapping[str, tuple[int, ...]] | None = None
+    kept: Mapping[str, tuple[int, ...]] | None = field(default=None, repr=False)
     certificate: Certificate | None = None
     functions: Mapping[str, LayerCost] = field(default_factory=dict, compare=False, repr=False)
 

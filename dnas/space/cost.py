@@ -425,8 +425,12 @@ def reference_cost(
     """
     if name in TENSOR_COSTS:
         sizes = [(tensor, tensor.elements * len(tensor_side(space, tensor))) for tensor in space.tensors]
-        rows = _rows(space, name)
-        return float(max(sum(size * bits for tensor, size in sizes if _live(tensor, row)) for row in rows))
+        full = {choice.name: len(choice.options) - 1 for choice in space.choices}
+
+        def held(tensor: ActTensor, row: int | None) -> bool:
+            return _live(tensor, row) and (not tensor.readers or _stored(space, tensor, row, full))
+
+        return float(max(sum(size * bits for tensor, size in sizes if held(tensor, row)) for row in _rows(space, name)))
     function = (functions or {}).get(name) or LAYER_COSTS[name]
     total = sum(function(layer, len(layer.inputs), len(layer.outputs), bits, bits) for layer in space.layers)
     return float(total + _float_operations(sum(fixed.macs for fixed in space.fixed), name, bits))

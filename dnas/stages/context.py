@@ -212,8 +212,9 @@ def as_started(config: Config, folder: RunFolder) -> Config:
     data = replace(config.data, path=located(config.data.path))
     cost = replace(config.cost, latency=located(config.cost.latency))
     return replace(
-        config, data=data, cost=cost, model=replace(config.model, checkpoint=located(config.model.checkpoint))
-    )
+        config, data=data, cost=cost, model=replace(config.model, checkpoint=located(config.model.checkpoint)),
+        search_from=located(config.search_from),
+    )  # fmt: skip
 
 
 def load(run_folder: str | Path) -> nn.Module:

@@ -47,8 +47,9 @@ def frontier(run: Run) -> None:
     board.image("frontier", frontier_picture(content, None), 0)
     board.close()
     run.console.print(
-        f"frontier: {len(points)} networks from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
-        f"network's {name}, in {content['seconds']:.1f} s",
+        f"frontier: {len(points)} architectures from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
+        f"network's {name}, in {content['seconds']:.1f} s; to train another of them: this command with its budget and "
+        f"search_from={run.folder.path}",
         highlight=False,
     )
 

@@ -14,6 +14,7 @@ from dnas.space.preflight import memory_estimate_mb
 from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
 from dnas.stages.measure import provide_table, write_table
+from dnas.stages.search_from import check_source
 from quant.files import write_atomically
 
 
@@ -24,9 +25,11 @@ def preflight(run: Run) -> None:
         BudgetError: the budget is missing or out of reach.
         ModelError: keys of a checkpoint are to be skipped, but there is none.
         TargetError: the target has no legal widths for some layer.
+        RunError: `search_from` names no finished search of this configuration.
         RuntimeError: the smallest or the largest network does not export and run.
     """
     config = run.config
+    check_source(run)
     if config.model.checkpoint_skip and config.model.checkpoint is None:
         raise ModelError(
             f"model.checkpoint_skip is {config.model.checkpoint_skip}, but no checkpoint is loaded; give model.checkpoint, or "

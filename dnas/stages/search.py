@@ -1,4 +1,7 @@
-"""Float training where it is needed, then the search: float.safetensors, search.ckpt, scores.json, search.json."""
+"""Float training where it is needed, then the search: float.safetensors, search.ckpt, scores.json, search.json.
+
+Or those of another run, by `search_from`.
+"""
 
 import time
 
@@ -15,11 +18,16 @@ from dnas.searcher import search as search_choices
 from dnas.select.reference import loosened
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, save_weights
+from dnas.stages.search_from import check_source, take_search
 from quant.files import write_atomically
 
 
 def search(run: Run) -> None:
     """Trains the float network (unless a checkpoint brings its weights) and the supernet, and scores the options."""
+    source = check_source(run)
+    if source is not None:
+        take_search(run, source)
+        return
     config, data, _ = run.config, run.data, run.space  # without a space, nothing is trained
     validation = run.batches("validation", 500, False)
     if not run.folder.file("float.safetensors").exists():

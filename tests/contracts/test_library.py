@@ -1,10 +1,13 @@
 """The library without its command: a user's own model, loop and loaders."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,28 +43,26 @@ def loader(shuffle: bool = True, seed: int = 0) -> DataLoader[tuple[Tensor, ...]
     return DataLoader(toy(seed=seed), batch_size=16, shuffle=shuffle, drop_last=shuffle)
 
 
-def test_readme_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_program_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model, images and a loss of the reader's."""
     monkeypatch.chdir(tmp_path)
-    model, criterion = Residual(), nn.CrossEntropyLoss()
-    example_inputs = example(model)
-    (x,), y = example_inputs, torch.arange(4)
-    space = dnas.build_space(
-        model, example_inputs, weight_bits=(2, 3, 4, 6, 8), act_bits=(2, 3, 4, 6, 8), filters=(0.25, 0.5, 0.75, 1.0)
-    )
-    supernet = dnas.Supernet(model, space)
-    budget = dnas.Budget(bops=0.05)
-    before = dnas.select(supernet.scores(), space, budget)  # before any training step
-    assert before.cost("bops", relative=True) <= 0.05
-    loss = criterion(supernet(x), y) + budget.penalty(supernet)
-    loss.backward()
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    model = Residual()
+    (x,) = example_inputs = example(model)
+    save_file(model.state_dict(), "weights.safetensors")
+    names: dict[str, Any] = {
+        "model": model, "example_inputs": example_inputs, "x": x, "criterion": nn.CrossEntropyLoss(),
+        "batches": [(x, torch.arange(4))] * 3,
+    }  # fmt: skip
+    exec(program, names)
+    found, small, supernet = names["architecture"], names["small"], names["supernet"]
+    assert found.cost("bops", relative=True) <= 0.05
     assert all(torch.isfinite(p.grad).all() for p in supernet.choice_parameters())
-    architecture = dnas.select(supernet.scores(), space, budget)
-    small = dnas.realise(supernet, architecture)
-    dnas.export(small, example_inputs, "model.onnx", format="qcdq")
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
-        assert abs(found - small.eval()(x).numpy()).max() < 1e-5 * max(abs(found).max(), 1)
+        assert abs(logits - small.eval()(x).numpy()).max() < 1e-5 * max(abs(logits).max(), 1)
 
 
 def test_costs(generator: torch.Generator) -> None:

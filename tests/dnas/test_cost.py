@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from dnas.models.resnet import resnet18
+from dnas.models.elastic_mobilenet import elastic_mobilenet
+from dnas.models.resnet import resnet18, resnet20
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Layer, Space
@@ -230,6 +231,25 @@ def test_reference_is_the_dearest_architecture() -> None:
     for name in COSTS:
         assert full.cost(name) == pytest.approx(reference_cost(space, name)), name
         assert full.cost(name, relative=True) == pytest.approx(1.0), name
+
+
+@pytest.mark.parametrize(
+    ("network", "branches"),
+    [(lambda: resnet20(3, 10), ()), (lambda: elastic_mobilenet(3, 10, stem_stride=1, last=(64, 64)), ("*.se",))],
+    ids=["resnet20", "elastic_mobilenet"],
+)
+def test_relative_costs_are_of_the_full_network_where_blocks_may_be_left_out(
+    network: Any, branches: tuple[str, ...]
+) -> None:
+    """What is held only while a block is left out does not count."""
+    model = network().eval()
+    space = build_space(model, torch.randn(2, 3, 32, 32), (2, 8), (2, 8), (0.5, 1.0), min_depth=1, branches=branches)
+    whole = build_space(model, torch.randn(2, 3, 32, 32), (2, 8), (2, 8), (0.5, 1.0))
+    full = Architecture(space, {c.name: c.options[-1] for c in space.choices})
+    assert any(choice.kind == "depth" for choice in space.searched())
+    for name in COSTS:
+        assert reference_cost(space, name) == pytest.approx(reference_cost(whole, name)), name
+        assert full.cost(name) == pytest.approx(reference_cost(space, name)), name
 
 
 def test_a_users_own_cost() -> None:

@@ -1,0 +1,87 @@
+"""One search, several budgets: `search_from` takes a finished search of the same configuration, or says why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dnas as library
+from dnas.search.budget import Budget
+from dnas.search.scores import Scores
+from dnas.select.select import select
+from dnas.stages.context import open_folder
+from tests.small import SMALL, dnas
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose search is finished."""
+    folder = tmp_path_factory.mktemp("search_from") / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        for stage in ("preflight", "search"):
+            assert dnas(patch, f"stage={stage}", "folder=first", *SMALL) == 0
+    return folder
+
+
+def test_a_network_for_another_budget_from_the_same_search(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in source.iterdir()}
+    wanted = ("budget.bops=0.3", "budget.weight_bits=0.5", "retrain.epochs=2")
+    assert dnas(monkeypatch, "folder=second", f"search_from={source}", *SMALL, *wanted) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in source.iterdir()} == before
+    second = tmp_path / "second"
+    for name in ("search.ckpt", "scores.json", "search.json", "float.safetensors", "float.json"):
+        assert (second / name).read_bytes() == (source / name).read_bytes()
+    run = open_folder(second)
+    budget = Budget(bops=0.3, weight_bits=0.5)
+    expected = select(Scores.from_json((source / "scores.json").read_text()), run.space, budget)
+    assert run.architecture().options == expected.options
+    assert budget.holds(run.architecture())
+    assert json.loads((second / "report.json").read_text())["rows"]
+    assert library.load(second)(torch.zeros(2, *run.shape[0])).shape == (2, run.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("seed=1",), ["seed is 0 there, 1 here", "budget, retrain"]),
+        (("search.batch_size=16",), ["search.batch_size is", "budget, retrain"]),
+    ],
+)
+def test_a_search_of_another_configuration_is_refused_before_anything_is_made(
+    source: Path, change: tuple[str, ...], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert dnas(monkeypatch, "folder=second", f"search_from={source}", *SMALL, *change) != 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert all(word in text for word in [*words, str(source)])
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_holds_no_finished_search_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dnas(monkeypatch, "folder=second", "search_from=nowhere", *SMALL) != 0
+    assert "is no run folder of dnas" in " ".join(capsys.readouterr().err.split())
+    assert dnas(monkeypatch, "stage=preflight", "folder=first", *SMALL) == 0
+    assert dnas(monkeypatch, "folder=second", "search_from=first", *SMALL) != 0
+    assert "its search is not finished" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_space_of_another_version_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dnas(monkeypatch, "stage=preflight", "folder=second", f"search_from={source}", *SMALL) == 0
+    space = tmp_path / "second" / "space.json"
+    space.write_text(space.read_text() + " ")
+    assert dnas(monkeypatch, "stage=search", "folder=second") != 0
+    assert "space.json differs" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "second" / "scores.json").exists()
