@@ -209,6 +209,21 @@ def test_a_search_for_a_small_budget_measures_around_full_networks_and_ends_with
     assert supernet.most_probable().options == select(scores, space, narrow).options
 
 
+def test_a_search_for_a_small_budget_is_that_for_the_looser_one() -> None:
+    """It measures the same, so that its scores serve both budgets."""
+    found = []
+    for narrow in (True, False):
+        model, space = built()
+        caps = shares(space, 2, 2, 0.5 if narrow else 1.0)["bops"] * 1.0001
+        config = SearchConfig(searcher="neighbourhood", epochs=1, rounds=2, score_images=16, loosen=4.0)
+        supernet = Supernet(model, space, seed=3)
+        budget = Budget(bops=caps)
+        scores, _ = search(supernet, budget, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE))
+        assert select(scores, space, budget).cost("bops", relative=True) <= caps
+        found.append(scores)
+    assert found[0] == found[1]
+
+
 def test_every_round_reads_the_images_that_follow_and_ends_within_the_budget() -> None:
     weights = Counted(0)
     found = training(weights, epochs=1.5, rounds=3)
