@@ -12,6 +12,7 @@ from scipy import stats
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from binas_findings import KINDS, by_stage, claim, claims, seconds
+from tables import table
 from tables_estimators import stage_seconds
 
 from dnas.run import RunFolder
@@ -75,3 +76,13 @@ def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:
     folder.write_json("frontier.json", {"points": [{}] * 40, "seconds": 12.0})
     stages = "float training 900, supernet, pool and estimator 1,624, selection 6, front 12 (40 networks)"
     assert stage_seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."
+
+
+def test_the_table_shows_the_fastest_run_and_whose_errors_they_are() -> None:
+    runs = [{"stages": {"selection": value}, "networks": 0, "threads": 1} for value in (9.0, 4.0, 7.0)]
+    content = {"type": "dnas.BinasFindings", "stages": [], "claims": {}, "judged": [], "seconds": runs}
+    assert table(content).endswith(
+        "Seconds, engine.threads=1: selection 4.\n(The fastest of 3 runs, on a machine that others used too; errors are of the "
+        "spread between runs.)"
+    )
+    assert table({**content, "seconds": runs[:1]}).endswith("Seconds, engine.threads=1: selection 9.")
