@@ -18,6 +18,8 @@ from quant.files import write_atomically
 
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
+LATER_KEYS = {"search_from": None, "search.loosen": 1.0}
+"""Keys that older run folders lack, with what such runs did."""
 MARK = ".dnas"
 """The file that makes a folder a run folder."""
 
@@ -132,6 +134,11 @@ def stored_config(path: Path) -> DictConfig:
         raise RunError(f"{path}/config.yaml is damaged ({error}); use another folder") from error
     if not isinstance(stored, DictConfig):
         raise RunError(f"{path}/config.yaml is damaged; use another folder")
+    for key, before in LATER_KEYS.items():
+        section, _, name = key.rpartition(".")
+        holder = OmegaConf.select(stored, section) if section else stored
+        if isinstance(holder, DictConfig) and name not in holder:
+            holder[name] = before
     return stored
 
 

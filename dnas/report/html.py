@@ -96,6 +96,12 @@ def headline(report: Mapping[str, Any]) -> Markup | None:
             line, worse = _comparison(ours, other, method)
             lost = lost or (worse and method != "float")
             lines.append(line)
+    taken = report.get("taken_from")
+    if taken:
+        lines.append(
+            f"Its search was that of {taken['folder']} ({budgets_text(taken['budgets'])}; commit "
+            f"{taken['commit'] or 'not known'}), in whose report its cost stands."
+        )
     if int(ours.get("seeds") or 1) < 2:
         lines.append("One seed: how far these numbers spread from seed to seed is not known from this run.")
     return tag("div", join(*(tag("p", line) for line in lines)), "headline lost" if lost else "headline")

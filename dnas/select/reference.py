@@ -102,29 +102,38 @@ def loosened(space: Space, budget: Budget, factor: float) -> Budget:
 
     A narrow network on 2 bits is a poor place to measure options at: around the full one the options of few filters, which
     most of a small budget's networks consist of, are told apart better. Every cost is loosened as far as that network needs
-    it and by `factor` at most; a budget that holds it stays as it is.
+    it, and by `factor` at most. A budget that holds it, or whose uniform networks gain no filter by that, stays as it is.
 
     Args:
         space: the space.
         budget: what the selection has to meet.
         factor: at least 1, which leaves every budget as it is.
     """
-    limits = budget.limits(space)
-    full = [
-        Architecture(
-            space, uniform_architecture(space, weight, act, 1.0, structure).options, functions=budget.functions
-        )
+    costs = {name: build_cost(space, name, budget.functions) for name in budget.caps}
+    needs = [
+        {
+            name: cost.at(uniform_architecture(space, weight, act, 1.0, structure).positions())
+            for name, cost in costs.items()
+        }
         for weight, act, structure in uniform_rules(space)
     ]
-    needs = [{name: float(network.cost(name)) / limit for name, limit in limits.items()} for network in full]
-    if not needs:
+    limits = budget.limits(space)
+    shares = [{name: need[name] / limit for name, limit in limits.items()} for need in needs]
+    least = min(shares, key=lambda share: (max(share.values()), sum(share.values())), default=None)
+    if least is None or factor == 1 or max(least.values()) <= 1:
         return budget
-    least = min(needs, key=lambda need: (max(need.values()), sum(need.values())))
-    ratios = {name: min(need * (1 + ROUNDING), factor) if need > 1 else 1.0 for name, need in least.items()}
+    ratios = {name: min(share * (1 + ROUNDING), factor) if share > 1 else 1.0 for name, share in least.items()}
     caps: dict[str, float | None] = {
         name: min(cap * ratios[name], 1.0) if cap <= 1 else cap * ratios[name] for name, cap in budget.caps.items()
     }
-    return Budget(strength=budget.strength, rate=budget.rate, functions=budget.functions, **caps)
+    looser = Budget(strength=budget.strength, rate=budget.rate, functions=budget.functions, **caps)
+    return looser if _most_filters(space, looser) > _most_filters(space, budget) else budget
+
+
+def _most_filters(space: Space, budget: Budget) -> int:
+    """How many filters the widest uniform network within a budget keeps; 0 where there is none."""
+    found = widest_uniform(space, budget)
+    return 0 if found is None else sum(int(found[group.choice]) for group in space.groups)
 
 
 def widest_uniform(space: Space, budget: Budget) -> Architecture | None:

@@ -48,8 +48,8 @@ def frontier(run: Run) -> None:
     board.close()
     run.console.print(
         f"frontier: {len(points)} architectures from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
-        f"network's {name}, in {content['seconds']:.1f} s; to train another of them: this command with its budget and "
-        f"search_from={run.folder.path}",
+        f"network's {name}, in {content['seconds']:.1f} s; to train another of them: this command with its budget, another "
+        f"folder and search_from={run.folder.path}",
         highlight=False,
     )
 

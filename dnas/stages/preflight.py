@@ -14,7 +14,7 @@ from dnas.space.preflight import memory_estimate_mb
 from dnas.space.target import TargetError, unsupported
 from dnas.stages.context import Run
 from dnas.stages.measure import provide_table, write_table
-from dnas.stages.search_from import check_source
+from dnas.stages.search_from import check_source, check_space
 from quant.files import write_atomically
 
 
@@ -29,7 +29,7 @@ def preflight(run: Run) -> None:
         RuntimeError: the smallest or the largest network does not export and run.
     """
     config = run.config
-    check_source(run)
+    source = check_source(run)
     if config.model.checkpoint_skip and config.model.checkpoint is None:
         raise ModelError(
             f"model.checkpoint_skip is {config.model.checkpoint_skip}, but no checkpoint is loaded; give model.checkpoint, or "
@@ -54,6 +54,8 @@ def preflight(run: Run) -> None:
         min_depth=config.space.min_depth,
         branches=config.space.branches,
     )
+    if source is not None:
+        check_space(source, space.to_json())
     impossible = unsupported(space, config.target)
     if impossible:
         raise TargetError(
@@ -67,7 +69,7 @@ def preflight(run: Run) -> None:
     nothing = Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
     # all budgets and legal pairs together, before any training; and whether the solver is there
     select(nothing, space, budget, config.select.time_limit, config.select.solver)
-    if config.search.searcher == "binas":
+    if config.search.searcher == "binas" and source is None:
         path_sampler(space, budget, config.search, config.seed)
     description = describe_space(model, space, (run.images("weights", 2),), budget, config.export.formats)  # type: ignore[arg-type]
     memory = memory_estimate_mb(space, model, config.search.batch_size)

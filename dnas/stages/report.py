@@ -93,7 +93,8 @@ def _row(run: Run, record: dict[str, Any], names: list[str]) -> dict[str, Any]:
     architecture = Architecture(run.space, read_options(stored["options"]), kept, None, run.functions)
     model = run.realised(architecture, Path(record["weights"]))
     one = _record(run.folder.file("model.json"))["seconds"]
-    searching = run.folder.read_json("search.json", "search")["seconds"]
+    search = run.folder.read_json("search.json", "search")
+    searching = 0 if "taken_from" in search else search["seconds"]  # its cost stands in the report of that run
     return {
         "method": record["method"],
         "architecture": record["text"],
@@ -102,7 +103,7 @@ def _row(run: Run, record: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "costs": {name: architecture.cost(name) for name in names},
         "relative": {name: architecture.cost(name, relative=True) for name in names},
         "weight_bytes": packed_bytes(model).weights,
-        "search_cost": searching / one if record["method"] == "ours" and one else None,
+        "search_cost": searching / one if record["method"] == "ours" and one and searching else None,
         "seconds": record["seconds"],
         "within_budget": run.budget.holds(architecture),
     }
@@ -132,6 +133,7 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
             for c in space.searched()
         },
         "gap": selection["gap"],
+        "taken_from": _taken(run),
         "frontier": _optional(run, "frontier.json"),
         "estimator": _optional(run, "estimator.json"),
         "certificate": asdict(certificate) | {"seconds": selection.get("seconds")} if certificate else None,
@@ -163,7 +165,19 @@ def _histories(run: Run) -> dict[str, Any]:
         "search": ("search.json", "search"),
         "retrain": ("model.json", "retrain"),
     }
-    return {name: run.folder.read_json(file, stage)["history"] for name, (file, stage) in files.items()}
+    found = {name: run.folder.read_json(file, stage)["history"] for name, (file, stage) in files.items()}
+    if _taken(run):  # what of that run's budget was spent says nothing of this one's
+        found["search"] = [
+            {key: value for key, value in numbers.items() if not key.endswith("_over_budget")}
+            for numbers in found["search"]
+        ]
+    return found
+
+
+def _taken(run: Run) -> dict[str, Any] | None:
+    """The run whose search this is, if it is another one's."""
+    found: dict[str, Any] | None = run.folder.read_json("search.json", "search").get("taken_from")
+    return found
 
 
 def _layers(run: Run, architecture: Architecture) -> list[dict[str, Any]]:

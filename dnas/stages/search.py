@@ -27,6 +27,9 @@ def search(run: Run) -> None:
     source = check_source(run)
     if source is not None:
         take_search(run, source)
+        if run.config.search.searcher == "binas":
+            write_estimator(run)
+        write_atomically(run.folder.file("scores.json"), source.read("scores.json", "search"))
         return
     config, data, _ = run.config, run.data, run.space  # without a space, nothing is trained
     validation = run.batches("validation", 500, False)

@@ -1,5 +1,9 @@
-"""The search of another run, taken in place of a new one: a network for another budget, without training a supernet again."""
+"""The search of another run, taken in place of a new one: a network for another budget, without training a supernet again.
 
+The scores are what that search found, around the budget that it was for; the selection meets this run's.
+"""
+
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,21 +16,26 @@ from dnas.searcher import JUDGED_FILE, POOL_FILE
 from dnas.stages.context import Run
 from quant.files import write_atomically
 
-FREE = ("budget", "retrain", "search_from")
-"""Sections in which a run may differ from the one whose search it takes: the supernet and its scores know no price."""
-FILES = ("float.json", "float.safetensors", "search.ckpt", "search.json", "estimator.json", POOL_FILE, JUDGED_FILE)
-"""What a search leaves, but for its scores, which are written last; of some searchers not all."""
+FREE = ("budget", "cost", "measure", "retrain", "search_from")
+"""Sections in which a run may differ from the one whose search it takes."""
+FILES = ("float.json", "float.safetensors", "search.ckpt", "search.json")
+POOLS = (POOL_FILE, JUDGED_FILE)
+"""What a search leaves, but for its scores, which are written last; and what BINAS leaves besides."""
+BOARDS = ("float", "search")
+"""Folders of TensorBoard events."""
+PATHS = (("data", "path"), ("model", "checkpoint"))
+"""Keys that name files, relative to the directory that a run was started in."""
 
 
 def check_source(run: Run) -> RunFolder | None:
     """The run whose search is to be taken; None where this one searches itself.
 
     Raises:
-        RunError: no run, one whose search is not finished, or one of another configuration.
+        RunError: no run, one whose search is not finished or lacks files, or one of another configuration.
     """
     if run.config.search_from is None:
         return None
-    path = Path(run.config.search_from)
+    path = Path(run.config.search_from).expanduser()
     if not is_run_folder(path):
         raise RunError(
             f"search_from={path} is no run folder of dnas; name one whose search is finished, or leave it out"
@@ -34,34 +43,66 @@ def check_source(run: Run) -> RunFolder | None:
     source = RunFolder(path)
     if not source.finished("search"):
         raise RunError(f"search_from={path}: its search is not finished; continue it with `dnas folder={path}` first")
+    needed = (*FILES, "scores.json", "space.json", *(POOLS if run.config.search.searcher == "binas" else ()))
+    missing = [name for name in needed if not source.file(name).exists()]
+    if missing:
+        raise RunError(f"search_from={path} has lost {', '.join(missing)}; put them back, or search again")
     own = stored_config(run.folder.path) if is_run_folder(run.folder.path) else OmegaConf.create(run.folder.content)
     assert isinstance(own, DictConfig)
-    differing = differences(_compared(stored_config(path)), _compared(own))
+    here = run.folder.started_in() if is_run_folder(run.folder.path) else None
+    differing = differences(
+        _compared(stored_config(path), source.started_in() or Path.cwd()), _compared(own, here or Path.cwd())
+    )
     if differing:
         raise RunError(
             f"search_from={path} holds a search of another configuration: {'; '.join(differing[:5])}. Give the keys that it "
-            f"was given; others may differ in {', '.join(FREE[:2])} alone"
+            f"was given; others may differ in {', '.join(FREE[:-1])} alone"
         )
     return source
 
 
-def _compared(content: DictConfig) -> dict[str, Any]:
-    return {key: value for key, value in identity(content).items() if key not in FREE}
+def _compared(content: DictConfig, start: Path) -> dict[str, Any]:
+    found = {key: value for key, value in identity(content).items() if key not in FREE}
+    for section, key in PATHS:
+        value = (found.get(section) or {}).get(key)
+        if value is not None:
+            found[section] = found[section] | {key: str((start / Path(value).expanduser()).resolve())}
+    return found
+
+
+def check_space(source: RunFolder, space: str) -> None:
+    """Raises RunError where the search was of another space (its JSON), though of the same configuration."""
+    if source.read("space.json", "preflight") != space:
+        raise RunError(
+            f"search_from={source.path}: its space.json differs from this run's. The same configuration gives another space "
+            "with other images or weights at the same path, or with another version of this package; search again"
+        )
 
 
 def take_search(run: Run, source: RunFolder) -> None:
-    """Copies what the search left, its scores last.
+    """Copies what the search left but its scores, which are to be written last; search.json says from where.
 
     Raises:
-        RunError: its space is another one, as of an older version of this package.
+        RunError: its space is another one.
     """
-    if source.read("space.json", "preflight") != run.folder.read("space.json", "preflight"):
-        raise RunError(
-            f"search_from={source.path}: its space.json differs from this run's, though the configurations agree; search again"
-        )
-    for name in FILES:
-        if source.file(name).exists():
-            origin = source.file(name)
-            write_atomically(run.folder.file(name), partial(shutil.copyfile, origin))
-    write_atomically(run.folder.file("scores.json"), source.read("scores.json", "search"))
+    check_space(source, run.folder.read("space.json", "preflight"))
+    for name in (*FILES, *POOLS):
+        if source.file(name).exists() and name != "search.json":
+            write_atomically(run.folder.file(name), partial(shutil.copyfile, source.file(name)))
+    for name in BOARDS:
+        events = source.file("tensorboard") / name
+        if events.exists() and run.config.report.tensorboard:
+            shutil.copytree(events, run.folder.file("tensorboard") / name, dirs_exist_ok=True)
+    found = source.read_json("search.json", "search")
+    preflight = json.loads(source.read("preflight.json", "preflight"))
+    taken = {"folder": str(source.path.resolve()), "commit": preflight.get("commit"), "budgets": _budgets(source)}
+    # of a source that took it itself: the first
+    run.folder.write_json("search.json", found | {"taken_from": found.get("taken_from", taken)})
     run.console.print(f"search: taken from {source.path}", highlight=False)
+
+
+def _budgets(source: RunFolder) -> dict[str, Any]:
+    budget = OmegaConf.to_container(stored_config(source.path).budget, resolve=True)
+    assert isinstance(budget, dict)
+    own = budget.get("own") or {}
+    return {str(k): v for k, v in (budget | own).items() if k not in ("own", "strength", "rate") and v is not None}

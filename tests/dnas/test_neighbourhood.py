@@ -156,8 +156,12 @@ def test_a_budget_is_loosened_as_far_as_the_cheapest_full_network_needs_it() -> 
     assert loosened(space, narrow, 100).caps == pytest.approx({"bops": full["bops"]})
     assert narrow.holds(uniform_architecture(space, 2, 2, 0.5))
     assert not narrow.holds(uniform_architecture(space, 2, 2, 1.0))
-    assert loosened(space, narrow, 1.1).caps == pytest.approx({"bops": 1.1 * half["bops"]})
     assert loosened(space, narrow, 1.0).caps == narrow.caps
+    model = Residual()
+    finer = build_space(model, example(model), (2, 4, 8), (2, 8), (0.5, 0.75, 1.0))
+    part = 1.001 * shares(finer, 2, 2, 0.75)["bops"] / half["bops"]
+    assert part < full["bops"] / half["bops"]
+    assert loosened(finer, narrow, part).caps == pytest.approx({"bops": part * half["bops"]})
 
 
 def test_a_budget_that_holds_a_full_network_stays_as_it_is() -> None:
@@ -165,6 +169,19 @@ def test_a_budget_that_holds_a_full_network_stays_as_it_is() -> None:
     for bops in (shares(space, 2, 2, 1.0)["bops"] * 1.0001, 0.5, 1.0):
         assert loosened(space, Budget(bops=bops), 2.0).caps == {"bops": bops}
     assert loosened(space, Budget(bops=1e12), 2.0).caps == {"bops": 1e12}
+
+
+def test_a_budget_is_not_loosened_for_wider_bits_alone() -> None:
+    """Where no uniform network gains a filter by it, a search has nothing to look for beyond its budget."""
+    model = Residual()
+    space = build_space(model, example(model), (2, 4, 8), (2, 8), (0.25, 1.0))
+    quarter = shares(space, 2, 2, 0.25)["bops"]
+    for bops in (1.01 * quarter, 0.4 * shares(space, 2, 2, 1.0)["bops"]):
+        assert loosened(space, Budget(bops=bops), 2.0).caps == {"bops": bops}
+    assert loosened(space, Budget(bops=0.6 * shares(space, 2, 2, 1.0)["bops"]), 2.0).caps["bops"] > bops
+    fixed = build_space(model, example(model), (2, 4, 8), (2, 8), (1.0,))
+    tight = 1.0001 * shares(fixed, 2, 2, 1.0)["bops"]
+    assert loosened(fixed, Budget(bops=tight), 2.0).caps == {"bops": tight}
 
 
 def test_several_budgets_are_loosened_each_by_its_own_factor_and_absolute_ones_stay_absolute() -> None:

@@ -10,7 +10,8 @@ from dnas.run import RunError, RunFolder, differences, digest, identity, is_run_
 
 def content(**changes: object) -> DictConfig:
     plain = {
-        "stage": "all", "seed": 0, "folder": None, "search": {"epochs": 3, "optimiser": {"lr": 0.1}},
+        "stage": "all", "seed": 0, "folder": None, "search_from": None,
+        "search": {"epochs": 3, "loosen": 2.0, "optimiser": {"lr": 0.1}},
         "engine": {"device": "cpu", "precision": "fp32"}, "report": {"title": ""},
     }  # fmt: skip
     return OmegaConf.create(plain | changes)
@@ -47,12 +48,23 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
     open_run(tmp_path, content()).create()
     before = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(RunError) as caught:
-        open_run(tmp_path, content(seed=1, search={"epochs": 3, "optimiser": {"lr": 0.2}}))
+        open_run(tmp_path, content(seed=1, search={"epochs": 3, "loosen": 2.0, "optimiser": {"lr": 0.2}}))
     text = str(caught.value)
     assert "seed is 0 there, 1 here" in text
     assert "search.optimiser.lr is 0.1 there, 0.2 here" in text
     assert "epochs" not in text
     assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_of_before_a_key_was_there_is_one_that_did_without(tmp_path: Path) -> None:
+    open_run(tmp_path, content()).create()
+    older = OmegaConf.load(tmp_path / "config.yaml")
+    del older["search_from"], older["search"]["loosen"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(older))
+    assert stored_config(tmp_path).search.loosen == 1.0
+    with pytest.raises(RunError, match=r"search.loosen is 1.0 there, 2.0 here"):
+        open_run(tmp_path, content())
+    open_run(tmp_path, content(search={"epochs": 3, "loosen": 1.0, "optimiser": {"lr": 0.1}}))
 
 
 def test_differences() -> None:
