@@ -120,11 +120,13 @@ def _binas(
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
     files = [None if checkpoint is None else checkpoint.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
     average(supernet, judged, held_back, config.judged, files[1])
-    pool = collect(supernet, pooled, held_back, round(config.pool * (1 - config.recentred)), files[0])
-    if config.recentred:
+    everywhere = round(config.pool * (1 - config.recentred))
+    pool = collect(supernet, pooled, held_back, everywhere, files[0])
+    for number in range(config.rounds if config.recentred else 0):
         middles = promising(fit_effects(space, pool).scores(space), space, budget, config.band)
-        around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred"))
-        pool = collect(supernet, around, held_back, config.pool, files[0], pool)
+        around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred", str(number)))
+        count = everywhere + round((config.pool - everywhere) * (number + 1) / config.rounds)
+        pool = collect(supernet, around, held_back, count, files[0], pool)
     return fit_effects(space, pool, config.neighbours).scores(space), history
 
 

@@ -35,7 +35,8 @@ class SearchConfig:
     choice, and fits an accuracy estimator to a `pool` of sub-networks, each measured on `pool_images` held-back images, and
     judges it by `judged` others on all of these images (dnas.search.one_shot, dnas.search.effects).
     `band`: shares of the first budget's 8-bit cost between which sub-networks are drawn; None draws every option alike.
-    `recentred`: share of the pool that is drawn around what a first estimator selects in the band, with `mutation`.
+    `recentred`: share of the pool that is drawn, in `rounds` and with `mutation`, around what the estimator of the records
+    before selects in the band: where it promises too much, the next one knows.
     `neighbours`: whether the estimator has effects of layers that follow each other.
     epochs: of the images that train weights; a fraction is allowed for `neighbourhood` and `binas`.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 
 from dnas.board import Board
-from dnas.engine import Engine, EngineConfig
+from dnas.engine import Engine, EngineConfig, derived_seed
 from dnas.search.budget import Budget
 from dnas.search.effects import fit_effects
 from dnas.search.one_shot import OneShotTraining
@@ -212,10 +212,18 @@ def test_the_search_recentres_its_pool_and_keeps_it(tmp_path: Path) -> None:
     pool = Pool.from_json((tmp_path / "pool.json").read_text(), space)
     assert len(pool) == 60
     assert len(Pool.from_json((tmp_path / "judged.json").read_text(), space)) == 10
-    first = fit_effects(space, pool.take(slice(30))).scores(space)
-    middles = promising(first, space, Budget(bops=0.1), (0.03, 0.5))
-    apart = (pool.positions[30:, None, :] != middles[None]).sum(2).min(1)
-    assert apart.mean() < (pool.positions[:30, None, :] != middles[None]).sum(2).min(1).mean()
+    for number, (low, high) in enumerate([(30, 40), (40, 50), (50, 60)]):  # around what all records before select
+        scores = fit_effects(space, pool.take(slice(low))).scores(space)
+        middles = promising(scores, space, Budget(bops=0.1), (0.03, 0.5))
+        around = Neighbours(space, middles, config.mutation, derived_seed(5, "recentred", str(number)))
+        assert (pool.positions[low:high] == np.stack([around.positions(i) for i in range(low, high)])).all()
+    (tmp_path / "pool.json").write_text(pool.take(slice(45)).to_json())  # killed in the second round
+    supernet = Supernet(model, space, seed=3)
+    again = search(
+        supernet, Budget(bops=0.1), Counted(0), Counted(1, 8), Counted(2), None, config, Engine(ENGINE), tmp_path / "a.ckpt",
+        Board(None), 5,
+    )  # fmt: skip
+    assert again[0] == results[0][0]
     assert images_seen(config, space, 48) == 3 * 48 + (60 + 10 * 8) * 16
 
 
