@@ -91,7 +91,7 @@ def take_search(run: Run, source: RunFolder) -> None:
             write_atomically(run.folder.file(name), partial(shutil.copyfile, source.file(name)))
     for name in BOARDS:
         events = source.file("tensorboard") / name
-        if events.exists() and run.config.report.tensorboard:
+        if events.exists() and run.config.report.tensorboard and run.engine.rank == 0:
             shutil.copytree(events, run.folder.file("tensorboard") / name, dirs_exist_ok=True)
     found = source.read_json("search.json", "search")
     preflight = json.loads(source.read("preflight.json", "preflight"))
