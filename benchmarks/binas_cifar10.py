@@ -4,8 +4,9 @@ The elastic MobileNet for CIFAR-10: bits, expansion, kernel, squeeze-and-excitat
 seed serve four budgets, two of which bound BOPs and measured latency together; each network is selected in seconds. All
 networks of a budget get the same recipe: BINAS' from its supernet; uniform ones (every pair of widths with every kernel, depth
 and branches, at the largest share of filters that fits: the best three in seed 0's supernet without training are trained,
-the best of them with every seed, from the better start) and random ones at 96 to 100 % of the tightest budget. Resumes; writes
-results/binas_cifar10.json, its verdict and picture.
+the best of them with every seed, from the better start) and random ones at 96 to 100 % of the tightest budget. Rows with the
+role `earlier` are of an estimator whose pool was recentred once, and do not count. Resumes; writes results/binas_cifar10.json,
+its verdict and picture.
 """
 
 import argparse
