@@ -215,11 +215,14 @@ def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
     return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
 
 
+NAMES = {"binas": "BINAS", "recentred_once": "BINAS, recentred once"}
+
+
 def panel(found: dict[str, Any], budgets: Sequence[str], title: str) -> Panel:
     """Mean accuracy over BOPs at some budgets of a verdict, with the spread between single networks."""
     contents = [found["budgets"][name] for name in budgets]
     points = [
-        Point("BINAS" if method == "binas" else method, one["cost"], one["mean"], one["sd"], one["n"])
+        Point(NAMES.get(method, method), one["cost"], one["mean"], one["sd"], one["n"])
         for content in contents
         for method, one in content["methods"].items()
         if one

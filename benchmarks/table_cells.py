@@ -1,6 +1,12 @@
-"""What several tables show alike: an interval, a mean, a rank correlation, a standard deviation."""
+"""What several tables show alike: their head, an interval, a mean, a rank correlation, a standard deviation."""
 
+from collections.abc import Sequence
 from typing import Any
+
+
+def head(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
 
 
 def interval(pair: dict[str, Any] | None) -> str:

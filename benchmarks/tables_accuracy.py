@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from table_cells import deviation, interval, mean
+from table_cells import deviation, head, interval, mean
 
 HEADER = (
     "| network | accuracy % | BOPs, of 8-bit | weight bytes | search, in QAT runs |\n| --- | --- | --- | --- | --- |"
@@ -30,7 +30,7 @@ def verdict(content: dict[str, Any]) -> str:
         "budget, BOPs of 8-bit", "best uniform", "random", "**dnas**", "dnas - uniform, paired",
         "the same on validation images", "dnas - random", "spent by dnas",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     budgets = content["budgets"].values()
     for found in budgets:
         methods, pairs = found["methods"], found["differences"]
@@ -99,9 +99,11 @@ def binas(content: dict[str, Any]) -> str:
         "budget, shares of 8-bit", "best uniform", "random", "**dnas, BINAS**", "dnas - uniform, paired",
         "the same on validation images", "dnas - random", "most spent",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for found in content["budgets"].values():
         methods, uniform = found["methods"], mean(found["methods"]["uniform"])
+        if not any(methods[method] for method in ("binas", "uniform", "random")):
+            continue
         cells = [
             limits(found), f"{uniform}, {', '.join(found['uniform'])}" if uniform else "", mean(methods["random"]),
             mean(methods["binas"]), interval(found["binas - uniform"]), interval(found["validation"]),
@@ -122,6 +124,13 @@ def binas(content: dict[str, Any]) -> str:
         shown = [f"{pair['p_holm']:.2g} at {name}" for name, pair in pairs.items() if pair]
         if shown:
             notes.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {'; '.join(shown)}.")
+    for found in content["budgets"].values():
+        pairs = {other: interval(pair) for other, pair in found["recentred once"].items() if pair}
+        if pairs:
+            each = "; ".join(f"minus {other} {text}" for other, text in pairs.items())
+            notes.append(
+                f"With a pool recentred once ({mean(found['methods']['recentred_once'])} at {limits(found)}), paired: {each}."
+            )
     return "\n".join([*lines, "", *notes])
 
 
@@ -137,7 +146,7 @@ def bridges(content: dict[str, Any]) -> str:
         "scores from", "test accuracy, %", "minus best uniform, paired", "p, corrected (Holm)", "images of the search",
         "of search and training",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for row in content["rows"]:
         pair, images = row["minus uniform"], row["images_search"]
         lines.append(
@@ -153,7 +162,7 @@ def thesis_grid(content: dict[str, Any]) -> str:
         "filters varied in", "compositions x retrainings", "BOPs, of (3,3)'s", "means of compositions, %",
         "between architectures, points", "between retrainings, points", "p of no difference",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for part, found in content["summary"].items():
         low, high = found["means"]
         lines.append(
@@ -166,7 +175,7 @@ def thesis_grid(content: dict[str, Any]) -> str:
 def ablation(content: dict[str, Any]) -> str:
     """Changes of the search, each beside what it is compared with."""
     heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "p, corrected (Holm)", "images of the search")
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for name, found in content["changes"].items():
         pair = found["difference"]
         lines.append(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from table_cells import tau
+from table_cells import head, tau
 
 
 def cosines(found: dict[str, float]) -> list[float]:
@@ -20,7 +20,7 @@ def cosines(found: dict[str, float]) -> list[float]:
 def estimators(content: dict[str, Any]) -> str:
     """Bias, cosine (both less the draws' own noise) and deviation of estimators, smallest to largest over the networks."""
     heads = ("estimator", "bias", "noise of the draws in it", "standard deviation", "cosine of its mean")
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for name in content["runs"][0]:
         own = [run[name] for run in content["runs"]]
         found = [cosines(one) for one in own]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from table_cells import head
+
 OVERHEAD = {
     "float": "float, eager",
     "float, channels last": "float, eager, channels last",
@@ -70,7 +72,7 @@ def coverage(content: dict[str, Any]) -> str:
         "model of transformers", "bits, % of BOPs", "filters, % of BOPs", "float products, %", "pruned - masked",
         "QCDQ", "QONNX", "seconds",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = head(heads)
     for name, found in content["models"].items():
         share, checked = found.get("shares"), found.get("verified", {})
         if share is None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_cifar10 import BUDGETS, panels, verdict
+from binas_verdict import BUDGETS, panels, verdict
 from pareto_verdict import picture
 from tables import table
 
