@@ -81,6 +81,12 @@ def search(
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
         space, looser = supernet.space, loosened(supernet.space, budget, config.loosen)
+        for name in [name for name, cap in looser.caps.items() if cap > budget.caps[name] and engine.rank == 0]:
+            engine.console.print(
+                f"the search goes around networks of {name} {looser.caps[name]:.4g}, of which uniform ones keep more filters; "
+                f"what it selects meets budget.{name}={budget.caps[name]:g} (search.loosen=1 searches within it, too)",
+                highlight=False,
+            )
         near = NeighbourhoodTraining(
             supernet, first_architecture(space, looser), lambda scores: select(scores, space, looser),
             lambda scores: select(scores, space, budget), budget, sets[0], sets[1], sets[2], teacher, config, engine, board,

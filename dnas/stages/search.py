@@ -15,7 +15,6 @@ from dnas.search.judge import judge_estimator, report
 from dnas.search.pool import Pool
 from dnas.searcher import JUDGED_FILE, POOL_FILE, images_seen
 from dnas.searcher import search as search_choices
-from dnas.select.reference import loosened
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, save_weights
 from dnas.stages.search_from import check_source, take_search
@@ -55,15 +54,6 @@ def search(run: Run) -> None:
     checkpoint = run.folder.file("search.ckpt")
     done = len(load_state(checkpoint)["history"]) if checkpoint.exists() else 0
     held_back = run.batches("choices", config.search.batch_size, True, "choices") if level_two else validation
-    if config.search.searcher == "neighbourhood":
-        looser = loosened(run.space, run.budget, config.search.loosen)
-        for name, cap in looser.caps.items():
-            if cap > run.budget.caps[name]:
-                run.console.print(
-                    f"the search goes around networks of {name} {cap:.4g}, of which uniform ones keep more filters; what it "
-                    f"selects meets budget.{name}={run.budget.caps[name]:g} (search.loosen=1 searches within it, too)",
-                    highlight=False,
-                )
     scores, history = search_choices(
         supernet,
         run.budget,
