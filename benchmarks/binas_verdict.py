@@ -16,7 +16,7 @@ from quant.files import write_atomically
 RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "binas_cifar10.json"
 VERDICT, PICTURE = RESULTS / "binas_cifar10_verdict.json", RESULTS / "binas_cifar10.png"
-METHODS = ("binas", "recentred_once", "uniform", "random")
+METHODS = ("binas", "recentred_once", "uniform", "uniform_longer", "random")
 BUDGETS = {
     "5%": {"bops": 0.05}, "12%": {"bops": 0.12},
     "5%, latency 20%": {"bops": 0.05, "latency_us": 0.2}, "12%, latency 30%": {"bops": 0.12, "latency_us": 0.3},
@@ -46,6 +46,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 }),
                 **{f"binas - {other}": difference(own, other, budget_id) for other in ("uniform", "random")},
                 "validation": difference(own, "uniform", budget_id, "validation_accuracy"),
+                "binas - uniform_longer": difference(own, "uniform_longer", budget_id),
                 "recentred once": {other: difference(once, other, budget_id) for other in ("uniform", "random")},
             }  # fmt: skip
     for other in ("uniform", "random"):

@@ -16,7 +16,7 @@ images. At every budget:
 - within (not by default): our search without a looser budget to go around (search.loosen=1), at 3.5 % alone another search.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
-  estimator per seed, a selection for every budget.
+  estimator per seed, a selection for every budget; seed 0 tries both starts, the other seeds the better one.
 
 Everything resumes, from the rows in benchmarks/results/cifar10_pareto.json as well, which gets one per finished training. Runs
 of the same images, code and processor give the same rows.
@@ -107,7 +107,7 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
         "within": lambda plan: plan.searched("within"),
         "variance": lambda plan: plan.variance(),
         "frontier": lambda plan: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
-        "binas": lambda plan: plan.reselected("binas", "main", "binas", FRONTIER_BUDGET),
+        "binas": lambda plan: plan.binas(FRONTIER_BUDGET),
     }
     with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)

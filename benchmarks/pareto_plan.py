@@ -78,15 +78,16 @@ def write(setting: Setting) -> None:
 
 
 def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the uniform rows of a cell the best on validation is `main`; of random ones those of the better start."""
+    """Of the uniform rows of a cell the best on validation is `main`; of random ones and BINAS' those of the better start."""
     found = [dict(row) for row in rows]
     for row in found:
         if row["method"] == "uniform" and row["role"] != "screen":
             cell = [r for r in found if _cell(r) == _cell(row) and r["role"] != "screen"]
             best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]))
             row["role"] = "main" if row is best else "candidate"
-        if row["method"] == "random":
-            row["role"] = "main" if row["start"] == better_start(found, "random", row["budget_id"]) else "candidate"
+        if row["method"] in ("random", "binas"):
+            start = better_start(found, row["method"], row["budget_id"])
+            row["role"] = "main" if start in (None, row["start"]) else "candidate"
     return found
 
 
@@ -94,14 +95,19 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["method"], row["budget_id"], row["retrain_seed"]
 
 
-def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str:
-    """Which start gives a method's architectures that seed 0 trained from both the higher mean validation accuracy."""
+def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str | None:
+    """Which start gives a method's architectures that seed 0 trained from both the higher mean validation accuracy.
+
+    None where it has trained none from both.
+    """
     found: dict[str, dict[str, float]] = {"float": {}, "supernet": {}}
     for row in rows:
         if _cell(row) == (method, budget_id, 0) and row["role"] != "screen":
             found[row["start"]][row["architecture"]] = row["validation_accuracy"]
     both = set(found["float"]) & set(found["supernet"])
-    means = {start: statistics.mean([values[name] for name in both] or [0.0]) for start, values in found.items()}
+    if not both:
+        return None
+    means = {start: statistics.mean(values[name] for name in both) for start, values in found.items()}
     return max(means, key=lambda start: means[start])
 
 
@@ -163,6 +169,7 @@ class Plan:
     def __init__(
         self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]], budget_id: str,
         seeds: Sequence[int], supernet: str = "ours", shared: str | None = None, searches: Searches | None = None,
+        decided: str | None = None,
     ) -> None:  # fmt: skip
         """Nothing is trained yet.
 
@@ -175,7 +182,9 @@ class Plan:
             supernet: variant of the search whose supernet the baselines may start from.
             shared: budget that its search is for; None is this plan's own.
             searches: those of all plans that run side by side; None is this plan's own.
+            decided: budget whose rows say which start is better, if there are such; None is this plan's own.
         """
+        self.decided = decided or budget_id
         self.setting, self.pool, self.budgets, self.budget_id, self.seeds = setting, pool, budgets, budget_id, seeds
         self.searches = searches or Searches(setting, pool, budgets)
         own = budgets[budget_id]
@@ -225,12 +234,15 @@ class Plan:
         known = {row["search_seed"] for row in rows_of_search(finished(self.setting), self.budget_id, here)}
         self.trained([replace(job, retrain_seed=300 + job.search_seed) for job in jobs if job.search_seed not in known])
 
-    def uniform(self, rules: Sequence[str], screened: bool = False) -> None:
+    def uniform(self, rules: Sequence[str], screened: bool = False) -> str:
         """Uniform networks: all for an epoch unless screened, the best in full and from both starts, that with every seed.
 
         Args:
             rules: as `Job.architecture` names them.
             screened: takes them for the finalists.
+
+        Returns:
+            the best one's rule.
         """
         base = replace(self.floating, method="uniform")
         stages = [(base, 1)] if screened else [(replace(base, epochs=1, role="screen"), FINALISTS), (base, 1)]
@@ -239,20 +251,43 @@ class Plan:
             found = {rule: row["validation_accuracy"] for rule, row in zip(rules, rows, strict=True)}
             rules = sorted(rules, key=lambda rule: -found[rule])[:count]
         self._both_starts("uniform", lambda seed: [rules[0]])
+        return rules[0]
+
+    def longer(self, method: str, rule: str, epochs: int) -> None:
+        """An architecture from float weights, trained for so many epochs."""
+        job = replace(self.floating, method=method, role="main", architecture=rule, epochs=epochs)
+        self.trained([replace(job, retrain_seed=seed) for seed in self.seeds])
+
+    def binas(self, budget_id: str) -> None:
+        """What the estimators of BINAS' searches for another budget select at this one."""
+        self._both_starts(
+            "binas", lambda seed: ["reselected"], replace(self.ours, search="binas", search_budget=budget_id)
+        )
 
     def random(self, count: int) -> None:
         """As many random architectures per seed."""
         self._both_starts("random", lambda seed: [f"random {RANDOM * seed + i}" for i in range(count)])
 
-    def _both_starts(self, method: str, rules: Callable[[int], list[str]]) -> None:
-        """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one."""
-        starts = {"float": self.floating, "supernet": replace(self.ours, role="candidate")}
+    def _both_starts(self, method: str, rules: Callable[[int], list[str]], searched: Job | None = None) -> None:
+        """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one.
+
+        Where another budget has decided that already, those of all seeds from that one. `searched`: of architectures that a
+        search gives, whichever the start.
+        """
+        supernet = replace(searched or self.ours, role="candidate")
+        floating = self.floating if searched is None else replace(supernet, start="float", epochs=FLOAT_EPOCHS)
 
         def jobs(seed: int, start: str) -> list[Job]:
-            base = replace(starts[start], method=method, retrain_seed=seed)
-            base = replace(base, search_seed=seed) if start == "supernet" else base
+            base = replace(floating if start == "float" else supernet, method=method, retrain_seed=seed)
+            base = base if base.search is None else replace(base, search_seed=seed)
             return [replace(base, architecture=rule) for rule in rules(seed)]
 
-        self.trained([job for start in starts for job in jobs(0, start)])
+        if self.decided != self.budget_id:
+            start = better_start(finished(self.setting), method, self.decided)
+            if start is not None:
+                self.trained([job for seed in self.seeds for job in jobs(seed, start)])
+                return
+        self.trained([job for start in ("float", "supernet") for job in jobs(0, start)])
         start = better_start(finished(self.setting), method, self.budget_id)
+        assert start is not None
         self.trained([job for seed in self.seeds if seed for job in jobs(seed, start)])

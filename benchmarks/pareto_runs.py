@@ -238,7 +238,7 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
         "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
         "options": dict(architecture.options), "float": digest(setting.runs / "float" / "float.safetensors"),
     }  # fmt: skip
-    if job.search and job.start == "supernet":
+    if job.search:
         found["supernet"] = digest(folder / "search.ckpt")
     if job.architecture == "selected":
         found["gap"] = run.folder.read_json("select.json", "select")["gap"]
@@ -251,7 +251,7 @@ def images_searched(run: Run, job: Job) -> int:
     """Images that a job's architecture or start cost, before its training; a search that serves others counts in full."""
     if job.architecture.startswith("sensitivity"):
         return images_judged(run.space)
-    if job.search and job.start == "supernet":
+    if job.search:
         return int(run.folder.read_json("search.json", "search")["images"])
     return 0
 

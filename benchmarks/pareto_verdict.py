@@ -215,7 +215,7 @@ def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
     return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
 
 
-NAMES = {"binas": "BINAS", "recentred_once": "BINAS, recentred once"}
+NAMES = {"binas": "BINAS", "recentred_once": "BINAS, recentred once", "uniform_longer": "uniform, trained longer"}
 
 
 def panel(found: dict[str, Any], budgets: Sequence[str], title: str) -> Panel:

@@ -15,17 +15,20 @@ from dnas.supervised import SupervisedTraining
 from quant.brevitas import LearnedStepQuant
 
 BASELINES = ("uniform", "random")
+STARTS = ("supernet", "float")
 
 
 @dataclass(frozen=True)
 class RetrainConfig:
     """The recipe that the searched network and every baseline get alike.
 
-    distill: share of the loss that is distillation from the float network. norm_images: for the batch-norm statistics.
+    start: whose weights a network starts from, the trained `supernet`'s or the `float` network's. distill: share of the loss
+    that is distillation from the float network. norm_images: for the batch-norm statistics.
     baselines: networks of equal cost to compare with, any of `uniform`, `random`. uniform_candidates: how many uniform
     networks are trained, the most promising in the supernet first; the best on validation is the baseline.
     """
 
+    start: str = "supernet"
     epochs: int = 12
     batch_size: int = 64
     distill: float = 0.5
@@ -38,6 +41,8 @@ class RetrainConfig:
         unknown = set(self.baselines) - set(BASELINES)
         if unknown:
             raise ValueError(f"retrain.baselines has {sorted(unknown)}; allowed: {list(BASELINES)}")
+        if self.start not in STARTS:
+            raise ValueError(f"retrain.start={self.start} is unknown; allowed: {list(STARTS)}")
         if self.epochs < 0 or self.uniform_candidates < 1 or not 0 <= self.distill <= 1:
             raise ValueError("retrain: epochs >= 0, uniform_candidates >= 1 and 0 <= distill <= 1 are needed")
         if self.batch_size < 1 or self.norm_images < 1:

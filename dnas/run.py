@@ -18,7 +18,7 @@ from quant.files import write_atomically
 
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
-LATER_KEYS = {"search_from": None, "search.loosen": 1.0}
+LATER_KEYS = {"search_from": None, "search.loosen": 1.0, "retrain.start": "supernet"}
 """Keys that older run folders lack, with what such runs did."""
 MARK = ".dnas"
 """The file that makes a folder a run folder."""

@@ -131,6 +131,14 @@ class Run:
         supernet.load_state_dict(load_state(path)["training"]["supernet"])
         return supernet.eval()
 
+    def starting_supernet(self, trained: Supernet | None = None) -> Supernet:
+        """That whose weights, step sizes and ranking of filters retraining starts from; `trained` where that is loaded."""
+        if self.config.retrain.start == "supernet":
+            return trained or self.supernet()
+        found = self.supernet(trained=False)
+        found.calibrate(self.images("weights", self.config.space.calibration_images))
+        return found
+
     def architecture(self) -> Architecture:
         """What select chose."""
         found = Architecture.from_json(self.folder.read("architecture.json", "select"), self.space)

@@ -1,4 +1,4 @@
-"""The searched network and its baselines, all trained by the same recipe from the same supernet."""
+"""The searched network and its baselines, all trained by the same recipe from the same weights."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
     if record.exists():
         return
     config = run.config.retrain
-    supernet = run.supernet()
+    supernet = run.starting_supernet()
     architecture = supernet.with_filters(architecture)
     model = run.realised(architecture, None, supernet)
     train = run.batches(run.data.training(), config.batch_size, True, "retrain")

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import pareto_plan
 from cifar10_pareto import again
 from pareto_baselines import greedy
-from pareto_plan import Plan, Searches, better_start, finished, restore, side_by_side
+from pareto_plan import FLOAT_EPOCHS, Plan, Searches, better_start, finished, restore, side_by_side
 from pareto_runs import Job, Setting, alone, digest
 from pareto_verdict import components, nested
 
@@ -130,6 +130,42 @@ def test_starts_are_compared_by_networks_that_had_both() -> None:
     rows = [row("best", "float", 78.8), row("second", "float", 76.3), row("best", "supernet", 78.0)]
     assert better_start(rows, "uniform", "small") == "float"
     assert better_start([*rows, row("second", "supernet", 77.9)], "uniform", "small") == "supernet"
+    assert better_start(rows[:2], "uniform", "small") is None
+
+
+def test_a_search_gives_the_architecture_from_either_start(benchmark: Benchmark) -> None:
+    benchmark.plan("small").binas("large")
+    found = [(job.start, job.search_seed, job.retrain_seed, job.epochs) for job in benchmark.trained]
+    assert found == [
+        ("float", 0, 0, FLOAT_EPOCHS), ("supernet", 0, 0, None), ("supernet", 1, 1, None), ("supernet", 2, 2, None),
+    ]  # fmt: skip
+    assert {(job.search, job.search_budget, job.architecture) for job in benchmark.trained} == {
+        ("binas", "large", "reselected")
+    }
+    assert sorted(benchmark.searches) == [("binas", "large", seed) for seed in (0, 1, 2)]
+    rows = {(row["start"], row["retrain_seed"]): row["role"] for row in finished(benchmark.setting)}
+    assert rows.pop(("float", 0)) == "candidate"
+    assert set(rows.values()) == {"main"}
+
+
+def test_one_budget_decides_where_the_networks_of_all_start(benchmark: Benchmark) -> None:
+    benchmark.plan("large", (0, 1), decided="small").random(1)  # nothing is decided so far
+    assert [job.start for job in benchmark.trained] == ["float", "supernet", "supernet"]
+    benchmark.plan("small", (0, 1), decided="small").binas("small")
+    before = len(benchmark.trained)
+    benchmark.plan("large", (0, 1), decided="small").binas("small")
+    assert [(job.start, job.retrain_seed) for job in benchmark.trained[before:]] == [("supernet", 0), ("supernet", 1)]
+    rows = [row for row in finished(benchmark.setting) if (row["method"], row["budget_id"]) == ("binas", "large")]
+    assert [row["role"] for row in rows] == ["main", "main"]
+
+
+def test_the_best_uniform_network_is_trained_longer(benchmark: Benchmark) -> None:
+    plan = benchmark.plan("small", (0, 1))
+    plan.longer("uniform_longer", plan.uniform(["a", "bb", "ccc"]), 13)
+    longer = [job for job in benchmark.trained if job.method == "uniform_longer"]
+    assert [(job.architecture, job.start, job.retrain_seed, job.epochs) for job in longer] == [
+        ("ccc", "float", 0, 13), ("ccc", "float", 1, 13),
+    ]  # fmt: skip
 
 
 def test_nothing_that_is_there_is_searched_or_trained_again(benchmark: Benchmark) -> None:

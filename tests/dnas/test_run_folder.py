@@ -11,7 +11,7 @@ from dnas.run import RunError, RunFolder, differences, digest, identity, is_run_
 def content(**changes: object) -> DictConfig:
     plain = {
         "stage": "all", "seed": 0, "folder": None, "search_from": None,
-        "search": {"epochs": 3, "loosen": 2.0, "optimiser": {"lr": 0.1}},
+        "search": {"epochs": 3, "loosen": 2.0, "optimiser": {"lr": 0.1}}, "retrain": {"start": "supernet"},
         "engine": {"device": "cpu", "precision": "fp32"}, "report": {"title": ""},
     }  # fmt: skip
     return OmegaConf.create(plain | changes)
@@ -59,9 +59,10 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_before_a_key_was_there_is_one_that_did_without(tmp_path: Path) -> None:
     open_run(tmp_path, content()).create()
     older = OmegaConf.load(tmp_path / "config.yaml")
-    del older["search_from"], older["search"]["loosen"]
+    del older["search_from"], older["search"]["loosen"], older["retrain"]["start"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(older))
-    assert stored_config(tmp_path).search.loosen == 1.0
+    stored = stored_config(tmp_path)
+    assert (stored.search.loosen, stored.retrain.start) == (1.0, "supernet")
     with pytest.raises(RunError, match=r"search.loosen is 1.0 there, 2.0 here"):
         open_run(tmp_path, content())
     open_run(tmp_path, content(search={"epochs": 3, "loosen": 1.0, "optimiser": {"lr": 0.1}}))

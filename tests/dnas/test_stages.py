@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dnas.cli import configuration_folder
@@ -17,7 +18,7 @@ from dnas.search.supernet import Supernet
 from dnas.select.reference import random_architecture
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
-from dnas.stages.context import Run, open_folder
+from dnas.stages.context import Run, load, open_folder
 from dnas.stages.export import check_costs
 from dnas.stages.retrain import promising_uniform, summary
 from dnas.stages.search import search
@@ -131,6 +132,31 @@ def test_the_realised_model_takes_weights_of_its_own_shape(run: Run) -> None:
     with torch.no_grad(), supernet.evaluate_as(architecture):
         assert torch.allclose(model(images), supernet(images), atol=1e-4)
     assert not model.training
+
+
+@pytest.mark.parametrize("start", ["supernet", "float"])
+def test_retraining_starts_from_the_weights_that_are_asked_for(
+    run: Run, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an epoch of training a network has the weights it started from, of the filters that select recorded."""
+    monkeypatch.chdir(tmp_path)
+    given = (*SMALL, f"search_from={run.folder.path}", f"retrain.start={start}", "retrain.epochs=0")
+    for stage in ("preflight", "search", "select", "retrain"):
+        assert dnas(monkeypatch, f"stage={stage}", "folder=other", "retrain.baselines=[random]", *given) == 0
+    other = open_folder(tmp_path / "other")
+    first, second = (run.space.layers[i].outputs.group[0] for i in (0, 2))
+    floating = other.float_model().get_submodule("blocks.0.3").weight
+    trained = run.supernet().model.get_submodule("blocks.0.3").layer.weight  # type: ignore[union-attr]
+    assert not torch.equal(floating, trained)  # type: ignore[arg-type]
+    for file in ("model", "baselines/random"):
+        record = json.loads(other.folder.file(f"{file}.json").read_text())
+        inputs, outputs = (record["architecture"]["kept"][run.space.groups[group].choice] for group in (first, second))
+        weight = load_file(other.folder.file(f"{file}.safetensors"))["blocks.0.3.weight"]
+        source = {"supernet": trained, "float": floating}[start]
+        assert torch.equal(weight, source[outputs][:, inputs])  # type: ignore[index]
+    record = json.loads(other.folder.file("model.json").read_text())
+    assert Architecture.from_json(json.dumps(record["architecture"]), run.space).kept == other.architecture().kept
+    assert load(tmp_path / "other")(run.images("validation", 2)).shape == (2, 10)
 
 
 def test_a_space_without_a_random_network_still_has_a_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
