@@ -8,8 +8,8 @@ every seed); and random ones at 96 to 100 % of the tightest budget. Every method
 from float weights (6 epochs), whichever gave seed 0's networks at 5 % of the BOPs the better validation accuracy.
 
 Not by default: uniform_longer, the best uniform network from float weights with a budget's share of the images of BINAS'
-search added to its training; recentred_once, BINAS, its pool recentred once in place of five times, from its supernet. Resumes;
-writes results/binas_cifar10.json, its verdict and picture.
+search added to its training; recentred_once, BINAS with a pool half as large that is recentred once in place of five times,
+from its supernet. Resumes; writes results/binas_cifar10.json, its verdict and picture.
 """
 
 import argparse
@@ -43,14 +43,14 @@ from dnas.search.pool import one_shot_accuracy
 from quant.files import write_atomically
 
 LATENCY = RESULTS / "binas_cifar10_latency.json"
-VARIANTS = {"binas": (), "recentred_once": ("search.rounds=1", "search.mutation=0.25")}
+VARIANTS = {"binas": (), "recentred_once": ("search.pool=1000", "search.rounds=1", "search.mutation=0.25")}
 """Settings of searches, by method; the second is how the default was."""
 SHARED = "5%, latency 20%"
 """Whose search serves all budgets; its run folders have the table of latencies."""
 FLOAT_EPOCHS = 25
 """Of the float network; the experiment's 10 leave it still learning."""
-LONGER_EPOCHS = 13
-"""Of uniform networks that are trained longer: 6, and a fourth of the images of BINAS' search, 27.6 epochs' worth."""
+LONGER_EPOCHS = 16
+"""Of uniform networks that are trained longer: 6, and a fourth of the images of BINAS' search, 39 epochs' worth."""
 DECIDED = "5%"
 """Budget whose rows decide which start a method takes."""
 SCREENED, IMAGES = 3, 2000

@@ -45,6 +45,10 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     r["architecture"] for r in counted if (r["method"], r["budget_id"]) == ("uniform", budget_id)
                 }),
                 **{f"binas - {other}": difference(own, other, budget_id) for other in ("uniform", "random")},
+                "starts": {
+                    method: sorted({r["start"] for r in counted if (r["method"], r["budget_id"]) == (method, budget_id)})
+                    for method in METHODS
+                },
                 "validation": difference(own, "uniform", budget_id, "validation_accuracy"),
                 "binas - uniform_longer": difference(own, "uniform_longer", budget_id),
                 "recentred once": {other: difference(once, other, budget_id) for other in ("uniform", "random")},

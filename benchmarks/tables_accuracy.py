@@ -124,13 +124,25 @@ def binas(content: dict[str, Any]) -> str:
         shown = [f"{pair['p_holm']:.2g} at {name}" for name, pair in pairs.items() if pair]
         if shown:
             notes.append(f"p of dnas - {other}, corrected for the number of budgets (Holm): {'; '.join(shown)}.")
+    starts = {
+        label: sorted({start for found in content["budgets"].values() for start in found["starts"][method]})
+        for method, label in (("binas", "dnas"), ("uniform", "uniform"), ("random", "random"))
+    }
+    chosen = [f"{label} from {' and '.join(found)} weights" for label, found in starts.items() if found]
+    notes.append(f"The better start: {', '.join(chosen)}.")
     for found in content["budgets"].values():
+        if pair := found["binas - uniform_longer"]:
+            longer = found["methods"]["uniform_longer"]
+            images = f"{longer['images_retrain']:,.0f}"
+            notes.append(
+                f"The best uniform network at {limits(found)}, trained on {images} images: {mean(longer)}; dnas minus it, "
+                f"paired: {interval(pair)}."
+            )
         pairs = {other: interval(pair) for other, pair in found["recentred once"].items() if pair}
         if pairs:
             each = "; ".join(f"minus {other} {text}" for other, text in pairs.items())
-            notes.append(
-                f"With a pool recentred once ({mean(found['methods']['recentred_once'])} at {limits(found)}), paired: {each}."
-            )
+            once = f"{mean(found['methods']['recentred_once'])} at {limits(found)}"
+            notes.append(f"With a pool of 1,000 records, recentred once ({once}), paired: {each}.")
     return "\n".join([*lines, "", *notes])
 
 

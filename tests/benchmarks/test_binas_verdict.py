@@ -27,6 +27,7 @@ def rows() -> list[dict[str, Any]]:
                     "method": method, "role": "main", "budget_id": budget_id, "budgets": budgets, "retrain_seed": seed,
                     "costs": {name: 0.99 * limit for name, limit in budgets.items()},
                     "accuracy": value - 0.4 * number * (method == "binas"), "validation_accuracy": value + 1,
+                    "start": "supernet" if method == "random" else "float",
                     "architecture": "W3 A3 filters x1", "images_search": 2, "images_retrain": 1,
                 })  # fmt: skip
         found.append({**found[-1], "method": "uniform", "role": "candidate", "accuracy": 99.0, "architecture": "other"})
@@ -56,6 +57,23 @@ def test_the_table_shows_every_bound_and_what_of_it_is_spent() -> None:
     assert lines[2].count("99.0%") == 2
     assert "W3 A3 filters x1" in lines[0]
     assert "other" not in text
+    assert (
+        "The better start: dnas from float weights, uniform from float weights, random from supernet weights." in text
+    )
+    assert "trained on" not in text
+
+
+def test_a_uniform_network_that_was_trained_longer_is_shown_beside() -> None:
+    longer = [
+        {**row, "method": "uniform_longer", "accuracy": row["accuracy"] + 0.5, "images_retrain": 13}
+        for row in rows()
+        if (row["method"], row["budget_id"], row["role"]) == ("uniform", "5%", "main")
+    ]
+    text = table(json.loads(json.dumps(verdict([*rows(), *longer]))))
+    assert (
+        "The best uniform network at BOPs 5%, trained on 13 images: 74.23 ± 0.64 (3); dnas minus it, paired: +1.30"
+        in text
+    )
 
 
 def test_budgets_with_and_without_latency_have_panels_of_their_own(tmp_path: Path) -> None:
