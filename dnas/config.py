@@ -19,6 +19,7 @@ from dnas.search.training import SearchConfig, check_relaxation
 from dnas.select.solvers import SOLVERS
 from dnas.space.choice import GRANULARITIES
 from dnas.space.cost import COSTS
+from dnas.space.energy import ENERGY, EnergyConfig
 from dnas.space.granularity import Filters
 from dnas.space.latency import LATENCY, MeasureConfig
 from dnas.space.target import Target
@@ -92,10 +93,12 @@ class SpaceConfig:
 class CostConfig:
     """functions: the user's own costs, name to import path of a function (layer, c_in, c_out, w, a) -> number.
 
-    latency: a table that stage=measure wrote; None measures where a budget needs it. any_machine: also one of another machine.
+    energy: what budget.energy_pj counts. latency: a table that stage=measure wrote; None measures where a budget needs it.
+    any_machine: also one of another machine.
     """
 
     functions: dict[str, str] = field(default_factory=dict)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
     latency: str | None = None
     any_machine: bool = False
 
@@ -111,6 +114,7 @@ class BudgetConfig:
     weight_bits: float | None = None
     activation_traffic_bits: float | None = None
     peak_activation_bits: float | None = None
+    energy_pj: float | None = None
     latency_us: float | None = None
     own: dict[str, float] = field(default_factory=dict)
     strength: float = 4.0
@@ -209,7 +213,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.stage not in (*STAGES, *ON_REQUEST, "all"):
             raise ConfigError(f"stage={self.stage}; allowed: {[*STAGES, *ON_REQUEST, 'all']}")
-        taken = sorted(set(self.cost.functions) & {*COSTS, LATENCY})
+        taken = sorted(set(self.cost.functions) & {*COSTS, ENERGY, LATENCY})
         if taken:
             raise ConfigError(f"cost.functions.{taken[0]}: a built-in cost has this name; choose another one")
         missing = sorted(set(self.budget.own) - set(self.cost.functions))

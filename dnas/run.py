@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from dnas.engine import peak_memory_mb, reset_peak_memory
+from dnas.space.energy import EnergyConfig
 from quant.files import write_atomically
 
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
-LATER_KEYS = {"search_from": None, "search.loosen": 1.0, "retrain.start": "supernet"}
+LATER_KEYS = {
+    "search_from": None, "search.loosen": 1.0, "retrain.start": "supernet", "budget.energy_pj": None,
+    "cost.energy": asdict(EnergyConfig()),
+}  # fmt: skip
 """Keys that older run folders lack, with what such runs did."""
 MARK = ".dnas"
 """The file that makes a folder a run folder."""

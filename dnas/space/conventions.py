@@ -10,6 +10,8 @@ LayerCost = Callable[[Layer, int, int, int, int], float]
 
 Where the kernel is searched, `layer.kernel` is that of the option. A layer that does not run costs nothing. A cost may have
 an attribute `beside`, for some layers the name of a choice elsewhere that changes what they cost: it is asked as `at(option)`.
+And `stored_bit`, what every bit of the stored layer inputs costs besides, and `mac(w, a)`, what one multiplication costs
+outside of the layers.
 """
 
 

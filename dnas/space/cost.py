@@ -296,7 +296,7 @@ def _stored(space: Space, tensor: ActTensor, row: int | None, position: Mapping[
     return row is None or first <= row <= tensor.last
 
 
-def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
+def _tensor_factors(space: Space, row: int | None, unit: float = 1) -> list[Factor]:
     factors = []
     for tensor in space.tensors:
         if not _live(tensor, row) or by_filter(space, tensor_side(space, tensor), tensor.choice):
@@ -310,7 +310,8 @@ def _tensor_factors(space: Space, row: int | None) -> list[Factor]:
                 if gates and not _stored(space, tensor, row, position):  # noqa: B023
                     return 0.0
                 channels = _kept(space, group, count, position)
-                return tensor.elements * channels * act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
+                bits = act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
+                return unit * tensor.elements * channels * bits  # noqa: B023
 
             factors.append(
                 _tabulate(space, [*_names(space, [group]), act.name, *gates], value, f"tensor {tensor.choice}")
@@ -353,9 +354,17 @@ def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
     whole = [layer for layer in space.layers if not layer_by_filter(space, layer)]
     found = tuple(factor for layer in whole for factor in _layer_factors(space, layer, name, function))
     always = sum(fixed.macs for fixed in space.fixed if not space.gates_of(_module_of(fixed)))
-    gated = tuple(_gated_operations(space, fixed, name) for fixed in space.fixed if space.gates_of(_module_of(fixed)))
-    constants = (_float_operations(always, name, FLOAT_BITS),)
-    return Cost(name, (found + gated,), constants, layer_terms(space, name, function))
+    gated = [fixed for fixed in space.fixed if space.gates_of(_module_of(fixed))]
+    found += tuple(_gated_operations(space, fixed, name, function) for fixed in gated)
+    if unit := getattr(function, "stored_bit", 0):
+        if tensor_terms(space, tensors_by_row(space, TENSOR_COSTS[0])) is not None:
+            raise ValueError(
+                f"{name} counts stored activations, which has no table where single filters decide; use bops, macs, "
+                "weight_bits or the costs of activation tensors, or space.granularity=layer"
+            )
+        found += tuple(_tensor_factors(space, None, unit))
+    constants = (_float_operations(always, name, FLOAT_BITS, function),)
+    return Cost(name, (found,), constants, layer_terms(space, name, function))
 
 
 def _module_of(fixed: Fixed) -> str:
@@ -366,12 +375,12 @@ def _module_of(fixed: Fixed) -> str:
 def operations_cost(space: Space, name: str, position: Mapping[str, Position]) -> float:
     """What the multiplications outside of the space's layers cost at one option (by position) per choice."""
     count = sum(fixed.macs for fixed in space.fixed if space.runs(_module_of(fixed), position))
-    return _float_operations(count, name, FLOAT_BITS)
+    return _float_operations(count, name, FLOAT_BITS, LAYER_COSTS.get(name))
 
 
-def _gated_operations(space: Space, fixed: Fixed, name: str) -> Factor:
+def _gated_operations(space: Space, fixed: Fixed, name: str, function: LayerCost) -> Factor:
     """Multiplications outside of the space's layers that run only where gates are open."""
-    path, count = _module_of(fixed), _float_operations(fixed.macs, name, FLOAT_BITS)
+    path, count = _module_of(fixed), _float_operations(fixed.macs, name, FLOAT_BITS, function)
     choices = [gate.choice for gate in space.gates_of(path)]
     return _tabulate(space, choices, lambda position: count * space.runs(path, position), fixed.name)
 
@@ -382,10 +391,12 @@ def _rows(space: Space, name: str) -> list[int | None]:
     return list(range(1 + max((tensor.last for tensor in space.tensors), default=0)))
 
 
-def _float_operations(count: int, name: str, bits: int) -> float:
-    """What multiplications outside of the space's layers cost: counted, at the width they run at, in MACs and BOPs."""
+def _float_operations(count: int, name: str, bits: int, function: LayerCost | None) -> float:
+    """What multiplications outside of the space's layers cost, at the width they run at; nothing where a cost has no `mac`."""
     if name == "macs":
         return count
+    if mac := getattr(function, "mac", None):
+        return float(count * mac(bits, bits))
     return count * bits * bits if name.startswith("bops") else 0
 
 
@@ -433,4 +444,6 @@ def reference_cost(
         return float(max(sum(size * bits for tensor, size in sizes if held(tensor, row)) for row in _rows(space, name)))
     function = (functions or {}).get(name) or LAYER_COSTS[name]
     total = sum(function(layer, len(layer.inputs), len(layer.outputs), bits, bits) for layer in space.layers)
-    return float(total + _float_operations(sum(fixed.macs for fixed in space.fixed), name, bits))
+    if unit := getattr(function, "stored_bit", 0):
+        total += unit * reference_cost(space, TENSOR_COSTS[0], bits)
+    return float(total + _float_operations(sum(fixed.macs for fixed in space.fixed), name, bits, function))

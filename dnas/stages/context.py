@@ -28,6 +28,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.conventions import LayerCost
+from dnas.space.energy import ENERGY
 from dnas.space.latency import LATENCY, LatencyTable
 from quant.files import write_atomically
 
@@ -62,6 +63,8 @@ class Run:
         table = self._table()
         if table is not None:
             found[LATENCY] = table.cost()
+        if self.config.budget.energy_pj is not None:
+            found[ENERGY] = self.config.cost.energy.table
         for name, target in self.config.cost.functions.items():
             try:
                 found[name] = get_object(target.replace(":", "."))
