@@ -161,3 +161,10 @@ def test_images_of_search_and_training_are_shown() -> None:
     lines = table(bridges(rows, "w2a2")).splitlines()
     (binas,) = (line for line in lines if "one search for all budgets" in line)
     assert binas.endswith("| 860,000 | 1,040,000 |")
+
+
+def test_the_cheapest_network_that_reaches_mlperf_tinys_accuracy_is_named() -> None:
+    assert "No network here reaches MLPerf Tiny's 85 %, the float one included." in table(verdict(ROWS))
+    better = [{**one, "accuracy": one["accuracy"] + 9} for one in ROWS]
+    dearer = [{**one, "budget_id": "w3a3", "budgets": {"bops": 0.15}} for one in better if one["method"] == "ours"]
+    assert "MLPerf Tiny's 85 % is reached at 7.00%." in table(verdict([*dearer, *better]))
