@@ -9,6 +9,7 @@ Writes results/binas_findings.json.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dnas.engine import Engine, EngineConfig
 from dnas.search.effects import fit_effects
 from dnas.search.judge import findings, judge_estimator
 from dnas.search.pool import Pool
+from dnas.search.rank import rank_agreement
 from dnas.searcher import JUDGED_FILE, POOL_FILE
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, open_folder
@@ -104,9 +106,11 @@ def claims(estimators: Sequence[Any]) -> dict[str, Any]:
 
 
 def judged(run: Run, pool: Pool) -> dict[str, Any]:
-    """How well an estimator ranks, without the single networks."""
+    """How well an estimator ranks, without the single networks; and one that has effects of neighbouring layers, too."""
     test = Pool.from_json(run.folder.read(JUDGED_FILE, "search"), run.space)
     found = judge_estimator(run.space, pool, test, build_cost(run.space, "bops"))
+    neighbours = fit_effects(run.space, pool, neighbours=True).predict(test.positions)
+    found["neighbours"] = asdict(rank_agreement(neighbours, test.accuracy))
     return {key: value for key, value in found.items() if key not in ("predicted", "measured", "costs")}
 
 

@@ -81,7 +81,9 @@ def binas_findings(content: dict[str, Any]) -> str:
     ranks = [
         f"held-out networks {tau(one['held_out'])}, those in the middle half of costs {tau(one['band'])}; cost alone "
         f"{tau(one['cost alone'])} and {tau(one['cost alone in band'])}; {one['enough']:,} of "
-        f"{one['sizes'][-1]['records']:,} records are needed for it, within 0.01; other predictors: "
+        f"{one['sizes'][-1]['records']:,} records are needed for it, within 0.01; "
+        + (f"with effects of neighbouring layers {one['neighbours']['tau']:.2f}; " if "neighbours" in one else "")
+        + "other predictors: "
         + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
         for one in content["judged"]
     ]
