@@ -53,6 +53,8 @@ LONGER_EPOCHS = 16
 """Of uniform networks that are trained longer: 6, and a fourth of the images of BINAS' search, 39 epochs' worth."""
 DECIDED = "5%"
 """Budget whose rows decide which start a method takes."""
+SUPERNET_EPOCHS = 4
+"""Of retraining from a supernet; from float weights it is that of the Pareto benchmark, and of the experiment."""
 SCREENED, IMAGES = 3, 2000
 """Uniform networks that are trained, and validation images that rank the others in the supernet."""
 
@@ -61,7 +63,10 @@ def prepare(data: str, runs: Path) -> Setting:
     """The float network, and the latency of every layer: that of the results, or measured now."""
     setting = Setting(
         str(Path(data).resolve()), runs.resolve(), RESULT, "elastic_mobilenet", "binas_cifar10",
-        ("export.fold_batch_norm=true", f"pretrain.epochs={FLOAT_EPOCHS}"), VARIANTS, "never",
+        (
+            "export.fold_batch_norm=true", f"pretrain.epochs={FLOAT_EPOCHS}", "retrain.start=supernet",
+            f"retrain.epochs={SUPERNET_EPOCHS}",
+        ), VARIANTS, "never",
     )  # fmt: skip
     if not LATENCY.exists():
         setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS[SHARED]))
