@@ -215,17 +215,17 @@ def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
     return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
 
 
-NAMES = {"binas": "BINAS", "recentred_once": "BINAS, recentred once", "uniform_longer": "uniform, trained longer"}
+NAMES = {"binas": "BINAS"}
 
 
-def panel(found: dict[str, Any], budgets: Sequence[str], title: str) -> Panel:
+def panel(found: dict[str, Any], budgets: Sequence[str], title: str, shown: Sequence[str] = METHODS) -> Panel:
     """Mean accuracy over BOPs at some budgets of a verdict, with the spread between single networks."""
     contents = [found["budgets"][name] for name in budgets]
     points = [
         Point(NAMES.get(method, method), one["cost"], one["mean"], one["sd"], one["n"])
         for content in contents
         for method, one in content["methods"].items()
-        if one
+        if one and method in shown
     ]
     marks = tuple(content["bops"] for content in contents)
     return Panel(title, points, budgets=marks, float_accuracy=found["float"], connect=len(marks) > 1)
