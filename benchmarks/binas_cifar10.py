@@ -24,7 +24,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from binas_verdict import BUDGETS, RESULT, RESULTS, judge
+from binas_verdict import BUDGETS, METHODS, RESULT, RESULTS, judge
 from pareto_plan import RANDOM, Plan, Searches, finished, restore, side_by_side
 from pareto_runs import (
     Setting,
@@ -66,7 +66,7 @@ def prepare(data: str, runs: Path) -> Setting:
         (
             "export.fold_batch_norm=true", f"pretrain.epochs={FLOAT_EPOCHS}", "retrain.start=supernet",
             f"retrain.epochs={SUPERNET_EPOCHS}",
-        ), VARIANTS, "never",
+        ), VARIANTS, "never", DECIDED,
     )  # fmt: skip
     if not LATENCY.exists():
         setting.stages(setting.runs / "latency", ("preflight",), *caps(BUDGETS[SHARED]))
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("data", help="cifar10.zip")
     parser.add_argument("--runs", type=Path, default=Path(__file__).parent.parent / "runs" / "binas_cifar10")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
-    parser.add_argument("--methods", nargs="+", default=["binas", "uniform", "random"])
+    parser.add_argument("--methods", nargs="+", default=["binas", "uniform", "random"], choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--random", type=int, default=1, help=f"random architectures of a seed, at most {RANDOM}")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
@@ -129,10 +129,7 @@ def run(given: argparse.Namespace) -> None:
             "uniform_longer": lambda plan: plan.longer("uniform_longer", uniform(plan), LONGER_EPOCHS),
             "random": lambda plan: plan.random(given.random),
         }
-        plans = [
-            Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches, DECIDED)
-            for name in given.budgets
-        ]
+        plans = [Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches) for name in given.budgets]
         first = [plan for plan in plans if plan.budget_id == DECIDED]
         wanted = [m for m in given.methods if m != "uniform" or "uniform_longer" not in given.methods]  # which has both
         for some in (first, [plan for plan in plans if plan not in first]):

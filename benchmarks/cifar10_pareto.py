@@ -54,6 +54,22 @@ VARIANTS = {
 function's as in Zur's thesis, with a leave-one-out baseline."""
 
 
+METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
+    "ours": lambda plan, given: plan.searched(),
+    "uniform": lambda plan, given: plan.uniform(uniform_rules(plan.setting, BUDGETS[plan.budget_id])),
+    "random": lambda plan, given: plan.random(given.random),
+    "greedy": lambda plan, given: plan.sensitivity("greedy", "greedy"),
+    "scores": lambda plan, given: plan.sensitivity("scores", "exact"),
+    "score_function": lambda plan, given: plan.searched("score_function"),
+    "gumbel": lambda plan, given: plan.searched("gumbel"),
+    "within": lambda plan, given: plan.searched("within"),
+    "variance": lambda plan, given: plan.variance(),
+    "frontier": lambda plan, given: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
+    "binas": lambda plan, given: plan.binas(FRONTIER_BUDGET),
+}
+"""What each trains at a budget."""
+
+
 def setting_of(data: str, runs: Path) -> Setting:
     """The benchmark's."""
     return Setting(str(Path(data).resolve()), runs.resolve(), RESULT, "resnet8", "cifar10_resnet8", variants=VARIANTS)
@@ -65,7 +81,7 @@ def main() -> None:
     parser.add_argument("data", help="cifar10.zip")
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "cifar10_pareto")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
-    parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"])
+    parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"], choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
     parser.add_argument(
@@ -96,25 +112,12 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
     """Trains what is missing."""
     float_network(setting, BUDGETS["w2a2"])
     restore(setting, lambda row: again(row, given))
-    methods: dict[str, Callable[[Plan], None]] = {
-        "ours": lambda plan: plan.searched(),
-        "uniform": lambda plan: plan.uniform(uniform_rules(setting, BUDGETS[plan.budget_id])),
-        "random": lambda plan: plan.random(given.random),
-        "greedy": lambda plan: plan.sensitivity("greedy", "greedy"),
-        "scores": lambda plan: plan.sensitivity("scores", "exact"),
-        "score_function": lambda plan: plan.searched("score_function"),
-        "gumbel": lambda plan: plan.searched("gumbel"),
-        "within": lambda plan: plan.searched("within"),
-        "variance": lambda plan: plan.variance(),
-        "frontier": lambda plan: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
-        "binas": lambda plan: plan.binas(FRONTIER_BUDGET),
-    }
     with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)
         plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, searches=searches) for budget in given.budgets]
         for method in given.methods:
             own = [plan for plan in plans if method != "frontier" or plan.budget_id != FRONTIER_BUDGET]
-            list(side_by_side(pool, [partial(methods[method], plan) for plan in own]))
+            list(side_by_side(pool, [partial(METHODS[method], plan, given) for plan in own]))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def finished(setting: Setting) -> list[dict[str, Any]]:
     files = [*([float_row] if float_row.exists() else []), *sorted((setting.runs / "rows").glob("*.json"))]
     rows = [{**json.loads(file.read_text(encoding="utf-8")), "key": file.stem} for file in files]
     here = digest(weights)
-    return with_roles([row for row in rows if row["float"] == here])
+    return with_roles([row for row in rows if row["float"] == here], setting.decided)
 
 
 def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda row: False) -> None:
@@ -77,16 +77,23 @@ def write(setting: Setting) -> None:
         write_atomically(setting.result, json.dumps(finished(setting), indent=1) + "\n")
 
 
-def with_roles(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the uniform rows of a cell the best on validation is `main`; of random ones and BINAS' those of the better start."""
+def with_roles(rows: Sequence[dict[str, Any]], decided: str | None = None) -> list[dict[str, Any]]:
+    """Of the uniform rows of a cell the best on validation is `main`; of random ones and BINAS' those of the better start.
+
+    Where one budget has decided which start that is, only rows of this one are, of uniform networks as well.
+    """
     found = [dict(row) for row in rows]
     for row in found:
-        if row["method"] == "uniform" and row["role"] != "screen":
+        if row["method"] not in ("uniform", "random", "binas") or row["role"] == "screen":
+            continue
+        elsewhere = better_start(found, row["method"], decided) if decided else None
+        if row["method"] == "uniform":
             cell = [r for r in found if _cell(r) == _cell(row) and r["role"] != "screen"]
-            best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]))
+            cell = [r for r in cell if elsewhere in (None, r["start"])]
+            best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]), default=None)
             row["role"] = "main" if row is best else "candidate"
-        if row["method"] in ("random", "binas"):
-            start = better_start(found, row["method"], row["budget_id"])
+        else:
+            start = elsewhere or better_start(found, row["method"], row["budget_id"])
             row["role"] = "main" if start in (None, row["start"]) else "candidate"
     return found
 
@@ -169,7 +176,6 @@ class Plan:
     def __init__(
         self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]], budget_id: str,
         seeds: Sequence[int], supernet: str = "ours", shared: str | None = None, searches: Searches | None = None,
-        decided: str | None = None,
     ) -> None:  # fmt: skip
         """Nothing is trained yet.
 
@@ -182,9 +188,7 @@ class Plan:
             supernet: variant of the search whose supernet the baselines may start from.
             shared: budget that its search is for; None is this plan's own.
             searches: those of all plans that run side by side; None is this plan's own.
-            decided: budget whose rows say which start is better, if there are such; None is this plan's own.
         """
-        self.decided = decided or budget_id
         self.setting, self.pool, self.budgets, self.budget_id, self.seeds = setting, pool, budgets, budget_id, seeds
         self.searches = searches or Searches(setting, pool, budgets)
         own = budgets[budget_id]
@@ -282,8 +286,9 @@ class Plan:
             base = base if base.search is None else replace(base, search_seed=seed)
             return [replace(base, architecture=rule) for rule in rules(seed)]
 
-        if self.decided != self.budget_id:
-            start = better_start(finished(self.setting), method, self.decided)
+        decided = self.setting.decided
+        if decided not in (None, self.budget_id):
+            start = better_start(finished(self.setting), method, decided)
             if start is not None:
                 self.trained([job for seed in self.seeds for job in jobs(seed, start)])
                 return

@@ -55,7 +55,8 @@ class Setting:
     """Where things are, which network is compressed by which experiment's file, and what that file does not say.
 
     data: cifar10.zip. runs: folder of runs and rows. result: the committed rows. overrides: of every run; variants: of
-    searches, by name. compile: of the engine. Two processes of one thread fill two cores better than one process of two.
+    searches, by name. compile: of the engine. decided: budget whose rows say which start is better, at all budgets; None is
+    every budget's own. Two processes of one thread fill two cores better than one process of two.
     """
 
     data: str
@@ -66,6 +67,7 @@ class Setting:
     overrides: tuple[str, ...] = ()
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     compile: str = "always"
+    decided: str | None = None
 
     def config(self, folder: Path, *overrides: str) -> DictConfig:
         """The experiment's configuration with these changes."""

@@ -63,8 +63,8 @@ def mlperf_tiny(content: dict[str, Any]) -> str:
     ]  # fmt: skip
     if reached:
         return f"MLPerf Tiny's {MLPERF_TINY} % is reached at {min(reached):.2%}."
-    where = "the float one included" if content["float"] < MLPERF_TINY else "but the float one"
-    return f"No network here reaches MLPerf Tiny's {MLPERF_TINY} %, {where}."
+    where = "nor does the float one" if content["float"] < MLPERF_TINY else "the float one does"
+    return f"None of dnas' networks reaches MLPerf Tiny's {MLPERF_TINY} %, {where}."
 
 
 def corrected(content: dict[str, Any]) -> list[str]:
@@ -146,7 +146,7 @@ def binas(content: dict[str, Any]) -> str:
         for method, label in (("binas", "dnas"), ("uniform", "uniform"), ("random", "random"))
     }
     chosen = [f"{label} from {' and '.join(found)} weights" for label, found in starts.items() if found]
-    notes.append(f"The better start: {', '.join(chosen)}.")
+    notes += [f"The better start: {', '.join(chosen)}."] if chosen else []
     for found in content["budgets"].values():
         if pair := found["binas - uniform_longer"]:
             longer = found["methods"]["uniform_longer"]

@@ -15,6 +15,7 @@ from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
+from dnas.space.energy import EnergyConfig
 from dnas.space.target import Target
 from dnas.stages.context import load
 from quant.export import export
@@ -24,6 +25,7 @@ __all__ = [
     "Architecture",
     "Budget",
     "Description",
+    "EnergyConfig",
     "Relaxation",
     "RetrainConfig",
     "Scores",

@@ -1,5 +1,6 @@
 """The run folder: one folder per configuration, files written atomically, finished stages recorded."""
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -108,7 +109,7 @@ def identity(content: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(content, resolve=True)
     if not isinstance(plain, dict):
         raise RunError("the configuration is not a mapping; needed are keys and values")
-    found = {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+    found = {str(key): value for key, value in _with_later_keys(plain).items() if key not in NOT_IDENTITY}
     if isinstance(found.get("data"), dict):
         found["data"] = {key: value for key, value in found["data"].items() if key != "cache"}
     engine = plain.get("engine")
@@ -117,8 +118,29 @@ def identity(content: DictConfig) -> dict[str, Any]:
 
 
 def digest(content: DictConfig) -> str:
-    """Hash of a configuration's identity."""
-    return hashlib.sha256(json.dumps(identity(content), sort_keys=True).encode()).hexdigest()[:8]
+    """Hash of a configuration's identity: that of before a later key was there, where the key does as was done then."""
+    found = identity(content)
+    for key, before in LATER_KEYS.items():
+        holder, name = _holder(found, key)
+        if holder is not None and holder.get(name) == before:
+            del holder[name]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _holder(content: dict[Any, Any], key: str) -> tuple[dict[Any, Any] | None, str]:
+    """The section that a key is in, None where there is no such section, and the key's name there."""
+    section, _, name = key.rpartition(".")
+    holder = content.get(section) if section else content
+    return holder if isinstance(holder, dict) else None, name
+
+
+def _with_later_keys(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The configuration with what older ones lack; nested mappings are changed in place."""
+    for key, before in LATER_KEYS.items():
+        holder, name = _holder(content, key)
+        if holder is not None:
+            holder.setdefault(name, copy.deepcopy(before))
+    return content
 
 
 def is_run_folder(path: Path) -> bool:
@@ -138,12 +160,7 @@ def stored_config(path: Path) -> DictConfig:
         raise RunError(f"{path}/config.yaml is damaged ({error}); use another folder") from error
     if not isinstance(stored, DictConfig):
         raise RunError(f"{path}/config.yaml is damaged; use another folder")
-    for key, before in LATER_KEYS.items():
-        section, _, name = key.rpartition(".")
-        holder = OmegaConf.select(stored, section) if section else stored
-        if isinstance(holder, DictConfig) and name not in holder:
-            holder[name] = before
-    return stored
+    return OmegaConf.create(_with_later_keys(OmegaConf.to_container(stored)))  # type: ignore[arg-type]
 
 
 def open_run(path: Path, content: DictConfig) -> RunFolder:

@@ -154,6 +154,8 @@ def _results(report: Mapping[str, Any]) -> Markup | None:
     kinds = ["", "name", "num", "num", *["num"] * len(names), "num", "num", "num", ""]
     notes = ["Below a cost: its share of the same network at full width with 8-bit weights and activations."]
     notes += [str(report["convention"])] if report.get("convention") else []
+    if report.get("start") == "float":
+        notes.append("Retrained from the float network's weights, not from the supernet's.")
     marks = ["ours" if row.get("method") == "ours" else "" for row in rows]
     return section("Results", table(header, lines, kinds, marks), *[tag("p", note, "note") for note in notes])
 

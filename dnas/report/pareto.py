@@ -30,12 +30,16 @@ LEVEL = 0.95
 """Of the intervals."""
 
 
+KEY = ("model", "data", "convention", "start")
+"""What tells networks apart."""
+
+
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """Reads every folder's report.json and groups what it finds.
 
-    Networks differ in model, data or cost convention; groups in budgets and method. Each seed counts once: `random`
-    with the mean of its draws, any other method with the row that validation accuracy picks (`rows.stand_in`). A row
-    that is a mean over seeds itself goes in with its number of seeds and its spread, and is one pair.
+    Networks differ in model, data, cost convention or the weights that retraining starts from; groups in budgets and method.
+    Each seed counts once: `random` with the mean of its draws, any other method with the row that validation accuracy picks
+    (`rows.stand_in`). A row that is a mean over seeds itself goes in with its number of seeds and its spread, and is one pair.
 
     Args:
         folders: run folders.
@@ -55,8 +59,8 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
             unfinished.append({"folder": str(folder), "reason": str(error)})
             continue
         runs.append({key: report.get(key) for key in ("name", "seed", "versions", "machine", "commit", "stages")})
-        key = tuple(str(report.get(part) or "") for part in ("model", "data", "convention"))
-        network = networks.setdefault(key, {"model": key[0], "data": key[1], "convention": key[2], "limits": {}})
+        key = tuple(str(report.get(part) or "") for part in KEY)
+        network = networks.setdefault(key, {**dict(zip(KEY, key, strict=True)), "limits": {}})
         budgets = {str(name): float(value) for name, value in sorted((report.get("budgets") or {}).items())}
         for name, value in (report.get("limits") or {}).items():
             network["limits"].setdefault(name, []).append(_share(value, (report.get("reference") or {}).get(name)))
@@ -174,7 +178,8 @@ def _entries(network: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _title(network: Mapping[str, Any]) -> str:
-    return " on ".join(part for part in (network["model"], network["data"]) if part) or "network"
+    title = " on ".join(part for part in (network["model"], network["data"]) if part) or "network"
+    return f"{title}, retrained from float weights" if network["start"] == "float" else title
 
 
 def _name(entry: Mapping[str, Any]) -> str:

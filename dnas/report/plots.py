@@ -70,7 +70,9 @@ def method_label(method: str) -> str:
 
 def cost_label(cost: str) -> str:
     """The name of a cost as people read it."""
-    return {"bops": "BOPs", "macs": "MACs", "weight_bits": "weight bits"}.get(cost, cost.replace("_", " "))
+    return {"bops": "BOPs", "macs": "MACs", "weight_bits": "weight bits", "energy_pj": "energy, pJ"}.get(
+        cost, cost.replace("_", " ")
+    )
 
 
 def pareto_picture(panels: Sequence[Panel]) -> Picture:

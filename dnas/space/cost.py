@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dnas.space.choice import FLOAT_BITS, INPUT_BITS, ActTensor, ChannelMap, Fixed, Layer, Position, Space
 from dnas.space.conventions import LAYER_COSTS, LayerCost
+from dnas.space.energy import ENERGY
 from dnas.space.filter_cost import (
     FilterTerms,
     PlacedTerms,
@@ -37,7 +38,7 @@ MAX_TABLE = 1_000_000
 
 TENSOR_COSTS = ("activation_traffic_bits", "peak_activation_bits")
 COSTS = (*LAYER_COSTS, *TENSOR_COSTS)
-_ADDITIVE = frozenset({"bops", "macs", "weight_bits"})
+_ADDITIVE = frozenset({"bops", "macs", "weight_bits", ENERGY})
 """Costs that are a sum over input channels: a layer that reads several groups needs no joint table of them."""
 
 
@@ -359,8 +360,8 @@ def _tabulate_cost(space: Space, name: str, function: LayerCost | None) -> Cost:
     if unit := getattr(function, "stored_bit", 0):
         if tensor_terms(space, tensors_by_row(space, TENSOR_COSTS[0])) is not None:
             raise ValueError(
-                f"{name} counts stored activations, which has no table where single filters decide; use bops, macs, "
-                "weight_bits or the costs of activation tensors, or space.granularity=layer"
+                f"{name} counts stored activations, which has no table where single filters go or have their own act_bits; "
+                "use bops, macs, weight_bits or the costs of activation tensors, or granularity and act_granularity=layer"
             )
         found += tuple(_tensor_factors(space, None, unit))
     constants = (_float_operations(always, name, FLOAT_BITS, function),)
@@ -396,7 +397,7 @@ def _float_operations(count: int, name: str, bits: int, function: LayerCost | No
     if name == "macs":
         return count
     if mac := getattr(function, "mac", None):
-        return float(count * mac(bits, bits))
+        return float(count * mac(bits, bits)) if count else 0
     return count * bits * bits if name.startswith("bops") else 0
 
 

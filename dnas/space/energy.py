@@ -24,8 +24,10 @@ ENERGY = "energy_pj"
 class EnergyConfig:
     """Picojoules. product: of 8 x 8 bits; addition: of 32 bits; weight_bit, activation_bit: to read one of them.
 
-    macs: of one multiply-accumulate by widths, `{"4x8": 0.15}` for 4-bit weights and 8-bit activations; where there is any,
-    every pair that the space has is needed, and 8x8, which relative budgets refer to.
+    macs: of one multiply-accumulate as measured, by widths: `{"4x8": 0.15}` for 4-bit weights and 8-bit activations. Where
+    there is any, product and addition do not count: other widths run as the cheapest pair that is at least as wide on both
+    sides, as on hardware that lacks them. 8x8 is needed then, which relative budgets refer to, and 32x32 for products of
+    activations.
     """
 
     product: float = 0.2
@@ -39,11 +41,22 @@ class EnergyConfig:
         for name, value in (numbers | {f"macs.{pair}": value for pair, value in self.macs.items()}).items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"cost.energy.{name} is {value}; allowed: picojoules, 0 or more")
+        if not any((self.product, self.addition, self.weight_bit, self.activation_bit, *self.macs.values())):
+            raise ValueError("cost.energy: nothing costs anything; at least one number above 0 is needed")
         wrong = [pair for pair in self.macs if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", pair)]
         if wrong:
             raise ValueError(
                 f"cost.energy.macs has {wrong[0]!r}; needed are weight bits x activation bits, such as '4x8'"
             )
+
+    def __str__(self) -> str:
+        """In words, for reports."""
+        operations = f"{self.product:g} pJ per 8x8-bit product, {self.addition:g} per addition"
+        if self.macs:
+            operations = ", ".join(f"{value:g} pJ per {pair}-bit MAC" for pair, value in self.macs.items())
+        return (
+            f"{operations}, {self.weight_bit:g} per bit of a weight, {self.activation_bit:g} per bit of a layer's input"
+        )
 
     @property
     def table(self) -> "EnergyTable":
@@ -67,14 +80,18 @@ class EnergyTable:
         """Picojoules of one multiply-accumulate.
 
         Raises:
-            ValueError: there are measured numbers, but none for these widths.
+            ValueError: there are measured numbers, but none for widths that contain these.
         """
-        if self.measured and (w, a) not in self.measured and (w, a) != (FLOAT_BITS, FLOAT_BITS):
+        if not self.measured:
+            return self.config.product * w * a / 64 + self.config.addition
+        wide = [value for (own_w, own_a), value in self.measured.items() if own_w >= w and own_a >= a]
+        if not wide:
+            what = "a product of activations, which runs in floats" if w == a == FLOAT_BITS else "these widths"
             raise ValueError(
-                f"cost.energy.macs has no number for {w}-bit weights and {a}-bit activations (it has "
-                f"{', '.join(self.config.macs)}); add '{w}x{a}', or leave macs empty to have all computed"
+                f"cost.energy.macs has no number for {w}x{a} bits ({what}), nor for a wider pair; it has "
+                f"{', '.join(self.config.macs)}: add '{w}x{a}', or leave macs empty to have all computed"
             )
-        return self.measured.get((w, a), self.config.product * w * a / 64 + self.config.addition)
+        return self.measured.get((w, a), min(wide))
 
     @cached_property
     def measured(self) -> Mapping[tuple[int, int], float]:

@@ -134,10 +134,10 @@ class Run:
         supernet.load_state_dict(load_state(path)["training"]["supernet"])
         return supernet.eval()
 
-    def starting_supernet(self, trained: Supernet | None = None) -> Supernet:
-        """That whose weights, step sizes and ranking of filters retraining starts from; `trained` where that is loaded."""
+    def starting_supernet(self) -> Supernet:
+        """The one whose weights and step sizes retraining starts from, see `retrain.start`; filters rank alike in both."""
         if self.config.retrain.start == "supernet":
-            return trained or self.supernet()
+            return self.supernet()
         found = self.supernet(trained=False)
         found.calibrate(self.images("weights", self.config.space.calibration_images))
         return found

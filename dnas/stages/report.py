@@ -16,6 +16,7 @@ from dnas.report.pareto import collect, pareto_table
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture, read_options
 from dnas.space.cost import kept_channels, layer_cost, reference_cost
+from dnas.space.energy import ENERGY
 from dnas.space.slicing import kept_channels as kept_indices
 from dnas.stages.context import Run
 from quant.pack import packed_bytes
@@ -124,7 +125,8 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
         "budgets": dict(run.budget.caps),
         "limits": run.budget.limits(space),
         "reference": {name: reference_cost(space, name, functions=run.functions) for name in names},
-        "convention": CONVENTION,
+        "convention": CONVENTION + (f" Energy: {config.cost.energy}." if ENERGY in run.budget.caps else ""),
+        "start": config.retrain.start,
         "rows": rows,
         "layers": _layers(run, architecture),
         "scores": {"method": scores.method, "values": {c.name: scores.total(c) for c in space.choices}},

@@ -26,9 +26,7 @@ def select(run: Run) -> None:
     certificate = selected.certificate
     assert certificate is not None
     # the solver's wall time stands in select.json: the architecture is the same file whenever it is selected
-    chosen = run.starting_supernet(supernet).with_filters(
-        replace(selected, certificate=replace(certificate, seconds=0.0))
-    )
+    chosen = supernet.with_filters(replace(selected, certificate=replace(certificate, seconds=0.0)))
     likely = supernet.most_probable()
     validation = run.batches("validation", 500, False)
     names = list(run.budget.caps)

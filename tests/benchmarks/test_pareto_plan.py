@@ -4,6 +4,7 @@ import json
 import sys
 from argparse import Namespace
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import pareto_plan
 from cifar10_pareto import again
 from pareto_baselines import greedy
-from pareto_plan import FLOAT_EPOCHS, Plan, Searches, better_start, finished, restore, side_by_side
+from pareto_plan import FLOAT_EPOCHS, Plan, Searches, better_start, finished, restore, side_by_side, with_roles
 from pareto_runs import Job, Setting, alone, digest
 from pareto_verdict import components, nested
 
@@ -149,14 +150,35 @@ def test_a_search_gives_the_architecture_from_either_start(benchmark: Benchmark)
 
 
 def test_one_budget_decides_where_the_networks_of_all_start(benchmark: Benchmark) -> None:
-    benchmark.plan("large", (0, 1), decided="small").random(1)  # nothing is decided so far
+    benchmark.setting = replace(benchmark.setting, decided="small")
+    benchmark.plan("large", (0, 1)).random(1)  # nothing is decided so far
     assert [job.start for job in benchmark.trained] == ["float", "supernet", "supernet"]
-    benchmark.plan("small", (0, 1), decided="small").binas("small")
+    benchmark.plan("small", (0, 1)).binas("small")
     before = len(benchmark.trained)
-    benchmark.plan("large", (0, 1), decided="small").binas("small")
+    benchmark.plan("large", (0, 1)).binas("small")
     assert [(job.start, job.retrain_seed) for job in benchmark.trained[before:]] == [("supernet", 0), ("supernet", 1)]
     rows = [row for row in finished(benchmark.setting) if (row["method"], row["budget_id"]) == ("binas", "large")]
     assert [row["role"] for row in rows] == ["main", "main"]
+
+
+def test_what_another_budget_decides_holds_for_rows_that_were_there_before() -> None:
+    """Networks of seed 0 that did better from the other start at this budget count no more, uniform ones neither."""
+
+    def row(method: str, budget_id: str, start: str, seed: int, value: float) -> dict[str, Any]:
+        names = {"method": method, "budget_id": budget_id, "retrain_seed": seed, "role": "candidate"}
+        return {**names, "architecture": "one", "start": start, "validation_accuracy": value}
+
+    for method in ("uniform", "random", "binas"):
+        rows = [row(method, "large", "float", 0, 80.0), row(method, "large", "supernet", 0, 79.0)]
+        assert [one["role"] for one in with_roles(rows, "small")] == ["main", "candidate"]
+        rows += [row(method, "small", "float", 0, 60.0), row(method, "small", "supernet", 0, 61.0)]
+        rows += [row(method, "large", "supernet", 1, 79.5)]
+        found = {
+            (one["budget_id"], one["start"], one["retrain_seed"]): one["role"] for one in with_roles(rows, "small")
+        }
+        assert [key for key, role in found.items() if role == "main"] == [
+            ("large", "supernet", 0), ("small", "supernet", 0), ("large", "supernet", 1),
+        ]  # fmt: skip
 
 
 def test_the_best_uniform_network_is_trained_longer(benchmark: Benchmark) -> None:

@@ -15,7 +15,7 @@ from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
-from dnas.space.cost import build_cost, reference_cost
+from dnas.space.cost import Cost, build_cost, reference_cost
 from dnas.space.energy import ENERGY, EnergyConfig
 from dnas.stages.context import open_folder
 from tests.small import SMALL
@@ -73,11 +73,24 @@ def test_measured_numbers_take_the_place_of_the_formula() -> None:
     architecture = Architecture(space, {c.name: c.options[-1] for c in space.choices}, functions={ENERGY: config.table})
     assert float(architecture.cost(ENERGY)) == pytest.approx(0.5 * float(architecture.cost("macs")))
     assert float(architecture.cost(ENERGY, relative=True)) == pytest.approx(0.25)
-    missing = EnergyConfig(macs={"8x8": 2.0, "2x2": 0.1})
-    with pytest.raises(
-        ValueError, match=r"no number for 4-bit weights and 8-bit activations .it has 8x8, 2x2.; add '4x8'"
-    ):
-        build_cost(space, ENERGY, {ENERGY: missing.table})
+
+
+def test_widths_that_were_not_measured_run_as_the_cheapest_that_contain_them() -> None:
+    """As on hardware that lacks them; what is wider than all is refused, products of activations (in floats) too."""
+    table = EnergyConfig(macs={"8x8": 2.0, "4x8": 0.9, "8x4": 0.8, "2x2": 0.1}).table
+    assert (table.mac(4, 8), table.mac(3, 8), table.mac(3, 3), table.mac(2, 1), table.mac(8, 6)) == (
+        0.9,
+        0.9,
+        0.8,
+        0.1,
+        2.0,
+    )
+    with pytest.raises(ValueError, match=r"no number for 16x8 bits .these widths., nor for a wider pair; it has 8x8"):
+        table.mac(16, 8)
+    space = space_of("attention")
+    with pytest.raises(ValueError, match=r"32x32 bits .a product of activations, which runs in floats"):
+        build_cost(space, ENERGY, {ENERGY: table})
+    assert build_cost(space, ENERGY, {ENERGY: EnergyConfig(macs={"8x8": 2.0, "32x32": 9.0}).table})
 
 
 def test_the_default_is_of_45_nm() -> None:
@@ -112,15 +125,44 @@ def test_a_budget_holds_strictly_and_the_selection_is_the_best() -> None:
 def test_a_run_under_a_budget_of_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = [one for one in SMALL if not one.startswith("budget.")]
-    wanted = ("budget.energy_pj=0.3", "cost.energy.weight_bit=0", "retrain.baselines=[]", "folder=run")
-    for stage in ("preflight", "search", "select"):
-        assert command(monkeypatch, f"stage={stage}", *given, *wanted) == 0
+    wanted = (
+        "budget.energy_pj=0.3",
+        "cost.energy.weight_bit=0",
+        "retrain.baselines=[]",
+        "retrain.start=float",
+        "folder=run",
+    )
+    assert command(monkeypatch, *given, *wanted) == 0
     found = open_folder(tmp_path / "run").architecture()
     parts = {"bops": 0.2 / 64, "macs": 0.1, "activation_traffic_bits": 0.15625}
     expected = sum(weight * float(found.cost(part)) for part, weight in parts.items())
     assert found.certificate is not None
     assert found.certificate.costs[ENERGY] == pytest.approx(expected)
     assert expected <= found.certificate.limits[ENERGY]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "0.2 pJ per 8x8-bit product, 0.1 per addition, 0 per bit of a weight, 0.15625 per bit of a layer" in page
+    assert "Retrained from the float network" in page
+
+
+def test_measured_numbers_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [one for one in SMALL if not one.startswith("budget.")]
+    wanted = ("+cost.energy.macs={4x8: 0.17, 8x8: 0.29}", "budget.energy_pj=0.7", "stage=preflight", "folder=run")
+    assert command(monkeypatch, *given, *wanted) == 0
+    table = open_folder(tmp_path / "run").functions[ENERGY]
+    assert (table.mac(2, 4), table.mac(8, 8)) == (0.17, 0.29)  # type: ignore[attr-defined]
+
+
+def test_a_layer_that_reads_many_groups_needs_no_table_of_all() -> None:
+    """As of bit operations, which add up over input channels as well."""
+    model = NETWORKS["concat"]()
+    space = build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
+    energy, bops = (build_cost(space, name, FUNCTIONS) for name in (ENERGY, "bops"))
+
+    def widest(cost: Cost) -> int:
+        return max(len(factor.choices) for row in cost.rows for factor in row)
+
+    assert widest(energy) == widest(bops)
 
 
 def test_single_filters_have_no_table_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -129,7 +171,7 @@ def test_single_filters_have_no_table_of_it(tmp_path: Path, monkeypatch: pytest.
     assert command(monkeypatch, "space.granularity=filter", "budget.energy_pj=0.3", "folder=run", *given) != 0
     output = "".join(capsys.readouterr())
     assert "energy_pj" in output
-    assert "single filters decide" in output
+    assert "has no table where single filters go or have their own act_bits" in output
     assert not (tmp_path / "run").exists()
 
 
@@ -137,6 +179,7 @@ def test_single_filters_have_no_table_of_it(tmp_path: Path, monkeypatch: pytest.
     ("energy", "words"),
     [
         ({"product": -1.0}, "cost.energy.product is -1.0; allowed: picojoules"),
+        ({"product": 0, "addition": 0, "weight_bit": 0, "activation_bit": 0}, "at least one number above 0"),
         ({"macs": {"4": 0.1}}, "cost.energy.macs has '4'; needed are weight bits x activation bits"),
         ({"macs": {"4x4": -0.1}}, "cost.energy.macs.4x4 is -0.1"),
         ({"products": 1.0}, "product"),

@@ -1,11 +1,13 @@
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from dnas.run import RunError, RunFolder, differences, digest, identity, is_run_folder, open_run, stored_config
+from dnas.space.energy import EnergyConfig
 
 
 def content(**changes: object) -> DictConfig:
@@ -66,6 +68,32 @@ def test_a_folder_of_before_a_key_was_there_is_one_that_did_without(tmp_path: Pa
     with pytest.raises(RunError, match=r"search.loosen is 1.0 there, 2.0 here"):
         open_run(tmp_path, content())
     open_run(tmp_path, content(search={"epochs": 3, "loosen": 1.0, "optimiser": {"lr": 0.1}}))
+
+
+def test_a_users_own_section_without_later_keys_goes_on(tmp_path: Path) -> None:
+    """The composed configuration may lack them as the stored one does; both do what was done before there were any."""
+    own = content(cost={"functions": {}, "latency": None}, budget={"bops": 0.1}, retrain={"epochs": 1})
+    open_run(tmp_path, own).create()
+    open_run(tmp_path, own)
+    spelt = content(
+        cost={"functions": {}, "latency": None, "energy": asdict(EnergyConfig())},
+        budget={"bops": 0.1, "energy_pj": None}, retrain={"epochs": 1, "start": "supernet"},
+    )  # fmt: skip
+    open_run(tmp_path, spelt)
+    assert digest(own) == digest(spelt)
+    other = content(
+        cost={"functions": {}, "latency": None}, budget={"bops": 0.1}, retrain={"epochs": 1, "start": "float"}
+    )
+    assert digest(other) != digest(own)
+    with pytest.raises(RunError, match=r"retrain.start is 'supernet' there, 'float' here"):
+        open_run(tmp_path, other)
+
+
+def test_the_name_of_a_folder_is_what_it_was_before_a_key_was_there() -> None:
+    older = content(search={"epochs": 3, "loosen": 1.0})
+    before = digest(older)
+    del older["search_from"], older["search"]["loosen"], older["retrain"]["start"]
+    assert digest(older) == before
 
 
 def test_differences() -> None:
