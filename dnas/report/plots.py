@@ -70,7 +70,7 @@ def method_label(method: str) -> str:
 
 def cost_label(cost: str) -> str:
     """The name of a cost as people read it."""
-    return {"bops": "BOPs", "macs": "MACs", "weight_bits": "weight bits", "energy_pj": "energy, pJ"}.get(
+    return {"bops": "BOPs", "macs": "MACs", "weight_bits": "weight bits", "energy_pj": "energy (pJ)"}.get(
         cost, cost.replace("_", " ")
     )
 
