@@ -158,14 +158,19 @@ def path_sampler(space: Space, budget: Budget, config: SearchConfig, seed: int) 
 def promising(
     scores: Scores, space: Space, budget: Budget, band: tuple[float, float] | None, count: int = MIDDLES
 ) -> NDArray[np.int64]:
-    """What scores select over a band of the first cost, or within the budget; positions, shape (architectures, choices)."""
+    """What scores select within the budget and over a band of its first cost, there without and with its other caps.
+
+    Returns:
+        positions, shape (architectures, choices); where nothing can be reached the dearest architecture's.
+    """
     name = next(iter(budget.caps))
-    shares = [None] if band is None else np.geomspace(*band, count).tolist()
+    shares = [] if band is None else [min(share, 1.0) for share in np.geomspace(*band, count).tolist()]
+    wanted = [dict(budget.caps), *({name: share} for share in shares)]
+    wanted += [{**budget.caps, name: share} for share in shares if len(budget.caps) > 1]
     found = []
-    for share in shares:
-        own = budget if share is None else Budget(functions=budget.functions, **{name: min(share, 1.0)})
+    for caps in wanted:
         with suppress(BudgetError):  # the band may begin below what the space can reach
-            positions = select(scores, space, own).positions()
+            positions = select(scores, space, Budget(functions=budget.functions, **caps)).positions()
             found.append([positions[choice.name] for choice in space.choices])
     return np.asarray(found or [[len(choice.options) - 1 for choice in space.choices]], dtype=np.int64)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnas.board import Board
 from dnas.engine import Engine, EngineConfig, derived_seed
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.effects import fit_effects
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import Pool
@@ -225,6 +225,28 @@ def test_the_search_recentres_its_pool_and_keeps_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again[0] == results[0][0]
     assert images_seen(config, space, 48) == 3 * 48 + (60 + 10 * 8) * 16
+
+
+def test_a_pool_is_recentred_around_every_budget_that_a_run_has() -> None:
+    """The budget itself, and the band of its first cost without and with its other caps; what is out of reach is left out."""
+    _, space = built()
+    generator = np.random.default_rng(0)
+    scores = Scores({c.name: tuple(np.sort(generator.random(len(c.options))).tolist()) for c in space.choices}, "binas")
+    budget = Budget(bops=0.1, weight_bits=0.4)
+
+    def selected(**caps: float) -> list[int]:
+        positions = select(scores, space, Budget(**caps)).positions()
+        return [positions[choice.name] for choice in space.choices]  # type: ignore[misc]
+
+    found = promising(scores, space, budget, (0.001, 0.5), 3).tolist()
+    middle = (0.001 * 0.5) ** 0.5
+    with pytest.raises(BudgetError):
+        selected(bops=0.001)
+    with pytest.raises(BudgetError):
+        selected(bops=middle)
+    assert found == [selected(bops=0.1, weight_bits=0.4), selected(bops=0.5), selected(bops=0.5, weight_bits=0.4)]
+    assert found[1] != found[2]
+    assert promising(scores, space, budget, None).tolist() == [selected(bops=0.1, weight_bits=0.4)]
 
 
 def test_single_filters_and_bands_out_of_reach_fail_before_anything_is_trained(
