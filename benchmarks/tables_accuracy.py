@@ -122,8 +122,9 @@ def binas(content: dict[str, Any]) -> str:
         if not any(methods[method] for method in ("binas", "uniform", "random")):
             continue
         cells = [
-            limits(found), f"{uniform}, {', '.join(found['uniform'])}" if uniform else "", mean(methods["random"]),
-            mean(methods["binas"]), interval(found["binas - uniform"]), interval(found["validation"]),
+            limits(found),
+            f"{uniform}, {', '.join(found['uniform'])}, at {methods['uniform']['cost']:.1%} of the BOPs" if uniform else "",
+            mean(methods["random"]), mean(methods["binas"]), interval(found["binas - uniform"]), interval(found["validation"]),
             interval(found["binas - random"]), ", ".join(f"{max(values):.1%}" for values in found["spent"].values() if values),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
