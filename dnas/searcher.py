@@ -31,8 +31,9 @@ from dnas.space.cost import build_cost, reference_cost
 
 POOL_FILE, JUDGED_FILE = "pool.json", "judged.json"
 """Kept beside the checkpoint."""
-POOL_BATCHES, MIDDLES = 8, 12
-"""Batches of held-back images that the records of a pool take in turn; architectures that a pool is recentred around."""
+POOL_BATCHES, MIDDLES, MIDDLE_SECONDS = 8, 12, 5.0
+"""Batches of held-back images that the records of a pool take in turn; costs of a band at which architectures are selected that
+a pool is recentred around, and the time limit of each selection: these need no proof."""
 
 
 def search(
@@ -170,7 +171,7 @@ def promising(
     found = []
     for caps in wanted:
         with suppress(BudgetError):  # the band may begin below what the space can reach
-            positions = select(scores, space, Budget(functions=budget.functions, **caps)).positions()
+            positions = select(scores, space, Budget(functions=budget.functions, **caps), MIDDLE_SECONDS).positions()
             found.append([positions[choice.name] for choice in space.choices])
     return np.asarray(found or [[len(choice.options) - 1 for choice in space.choices]], dtype=np.int64)
 
