@@ -14,7 +14,17 @@ from rich.console import Console
 
 from dnas.config import STAGES, ConfigError, check_overrides, parse_config
 from dnas.engine import Engine
-from dnas.run import NOT_IDENTITY, RunError, RunFolder, differences, digest, is_run_folder, open_run, stored_config
+from dnas.run import (
+    NOT_IDENTITY,
+    RunError,
+    RunFolder,
+    differences,
+    digest,
+    is_run_folder,
+    open_run,
+    stored_config,
+    with_later_keys,
+)
 from dnas.stages.context import Run, as_started
 from dnas.stages.export import export
 from dnas.stages.frontier import frontier
@@ -58,6 +68,7 @@ def run_stages(config: DictConfig, overrides: list[str], console: Console) -> Pa
     Returns:
         the run folder.
     """
+    config = OmegaConf.create(with_later_keys(OmegaConf.to_container(config)))  # type: ignore[arg-type]
     parse_config(config)
     folder, config = _locate(config, overrides)
     parsed = parse_config(config)

@@ -109,7 +109,7 @@ def identity(content: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(content, resolve=True)
     if not isinstance(plain, dict):
         raise RunError("the configuration is not a mapping; needed are keys and values")
-    found = {str(key): value for key, value in _with_later_keys(plain).items() if key not in NOT_IDENTITY}
+    found = {str(key): value for key, value in with_later_keys(plain).items() if key not in NOT_IDENTITY}
     if isinstance(found.get("data"), dict):
         found["data"] = {key: value for key, value in found["data"].items() if key != "cache"}
     engine = plain.get("engine")
@@ -134,8 +134,11 @@ def _holder(content: dict[Any, Any], key: str) -> tuple[dict[Any, Any] | None, s
     return holder if isinstance(holder, dict) else None, name
 
 
-def _with_later_keys(content: dict[Any, Any]) -> dict[Any, Any]:
-    """The configuration with what older ones lack; nested mappings are changed in place."""
+def with_later_keys(content: dict[Any, Any]) -> dict[Any, Any]:
+    """A configuration with the keys that older ones, or a user's own sections, lack: as was done before there were any.
+
+    Nested mappings are changed in place.
+    """
     for key, before in LATER_KEYS.items():
         holder, name = _holder(content, key)
         if holder is not None:
@@ -160,7 +163,7 @@ def stored_config(path: Path) -> DictConfig:
         raise RunError(f"{path}/config.yaml is damaged ({error}); use another folder") from error
     if not isinstance(stored, DictConfig):
         raise RunError(f"{path}/config.yaml is damaged; use another folder")
-    return OmegaConf.create(_with_later_keys(OmegaConf.to_container(stored)))  # type: ignore[arg-type]
+    return OmegaConf.create(with_later_keys(OmegaConf.to_container(stored)))  # type: ignore[arg-type]
 
 
 def open_run(path: Path, content: DictConfig) -> RunFolder:

@@ -66,7 +66,7 @@ def test_it_is_a_weighted_sum_of_the_other_costs(name: str) -> None:
 
 
 def test_measured_numbers_take_the_place_of_the_formula() -> None:
-    """A chain of which every part is known: 10 x 10 positions, 3x3 kernels."""
+    """All layers have 4-bit weights and 8-bit inputs, so that every operation costs the same."""
     model = Chain()
     space = build_space(model, example(model), (4,), (8,), (1.0,))
     config = EnergyConfig(weight_bit=0.0, activation_bit=0.0, macs={"4x8": 0.5, "8x8": 2.0})

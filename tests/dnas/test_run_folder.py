@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from dnas.cli import configuration_folder
 from dnas.run import RunError, RunFolder, differences, digest, identity, is_run_folder, open_run, stored_config
 from dnas.space.energy import EnergyConfig
+from tests.small import SMALL, dnas
 
 
 def content(**changes: object) -> DictConfig:
@@ -176,3 +178,16 @@ def test_files_are_readable_by_others(tmp_path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "x" / "config.yaml").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_run_of_a_users_own_section_is_stored_as_it_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the section lacks is what was done before there was such a key, at once and when the run goes on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "search").mkdir(parents=True)
+    own = OmegaConf.load(configuration_folder() / "search" / "gumbel.yaml")
+    del own["loosen"]
+    (tmp_path / "own" / "search" / "mine.yaml").write_text("# own\n" + OmegaConf.to_yaml(own))
+    given = [one for one in SMALL if not one.startswith("search.")]
+    for _ in range(2):
+        assert dnas(monkeypatch, "--config-dir", "own", "search=mine", "stage=preflight", "folder=run", *given) == 0
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").search.loosen == 1.0
