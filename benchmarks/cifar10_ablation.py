@@ -1,10 +1,11 @@
 """What the parts of the search are worth: `python benchmarks/cifar10_ablation.py /path/to/cifar10.zip` trains what is missing.
 
 The search of the Pareto benchmark with one thing changed, at the cost of uniform W2A2, retrained by the same recipe; one seed
-to screen, more by --seeds. Every change is compared, seed by seed on the 5,000 validation images, with a run that is unchanged
-or, where it changes another search, with that one; p-values are Holm-corrected over the changes, and a difference between rows
-of other code or another processor says so. Rows stand among those of the Pareto benchmark with the role `ablation` and the
-change as `search`; other searches that the Pareto benchmark trains are its rows. Resumes; writes results/cifar10_ablation.json.
+to screen, more by --seeds; "from float" are the same selections, trained from float weights as the baselines are. Every change
+is compared, seed by seed on the 5,000 validation images, with a run that is unchanged or, where it changes another one, with
+that; p-values are Holm-corrected over the changes, and a difference between rows of other code or another processor says so.
+Rows stand among those of the Pareto benchmark with the role `ablation` and the change as `search`; other searches that the
+Pareto benchmark trains are its rows. Resumes; writes results/cifar10_ablation.json.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 from cifar10_pareto import BUDGETS, HERE, VARIANTS, setting_of
-from pareto_plan import finished, restore, write
+from pareto_plan import FLOAT_EPOCHS, finished, restore, write
 from pareto_runs import Job, Setting, alone, float_network, processes, search, train
 from pareto_verdict import correct, student
 
@@ -39,6 +40,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "two epochs": ("search.epochs=2",),
     "no distillation in the search": ("search.distill=0",),
     "one step per round": ("search.epochs=0.001",),  # float weights, in effect
+    "sensitivities first": ("search.start=sensitivities",),
     "gumbel": VARIANTS["gumbel"],
     "gumbel soft": (*VARIANTS["gumbel"], "relax.mode=gumbel_soft"),
     "score function": VARIANTS["score_function"],
@@ -46,7 +48,13 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "binas without sandwich": (*VARIANTS["binas"], "search.sandwich=false"),
 }
 """Settings of the search by the name of the change; retraining is the experiment's in all of them."""
-AGAINST = {"gumbel soft": "gumbel", "binas without sandwich": "binas"}
+FROM_FLOAT = " from float"
+"""Ends the name of a change whose selection is trained from float weights instead, with the epochs that baselines get."""
+CHANGES |= {name + FROM_FLOAT: CHANGES[name] for name in (UNCHANGED, "one step per round", "sensitivities first")}
+AGAINST = {
+    "gumbel soft": "gumbel", "binas without sandwich": "binas", "one step per round from float": "unchanged from float",
+    "sensitivities first from float": "unchanged from float",
+}  # fmt: skip
 """What a change is compared with, if not with the unchanged search."""
 SHARED = {"gumbel": "gumbel", "score function": "score_function", "binas": "binas"}
 """Methods of the Pareto benchmark: the same jobs, so that either benchmark finds the rows of the other."""
@@ -59,7 +67,10 @@ def variant(name: str) -> str:
 
 def job(name: str, seed: int) -> Job:
     """The network of a change."""
-    own = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", variant(name), seed, seed)
+    searched = variant(name.removesuffix(FROM_FLOAT))
+    own = Job("ours", "ablation", BUDGET, BUDGETS[BUDGET], "selected", "supernet", searched, seed, seed)
+    if name.endswith(FROM_FLOAT):
+        return replace(own, start="float", epochs=FLOAT_EPOCHS)
     if name not in SHARED:
         return own
     found = replace(own, method=SHARED[name], role="main")
@@ -70,9 +81,23 @@ def run(setting: Setting, name: str, seed: int) -> dict[str, Any]:
     """Searches with the change and trains what it selects, unless its row is there; its row."""
     wanted = job(name, seed)
     if not (setting.runs / "rows" / f"{wanted.key}.json").exists():
-        changed = replace(setting, variants={variant(name): CHANGES[name]})
-        search(changed, variant(name), BUDGET, BUDGETS[BUDGET], seed)
+        searched = wanted.search or ""
+        changed = replace(setting, variants={searched: CHANGES[name]})
+        search(changed, searched, BUDGET, BUDGETS[BUDGET], seed)
     return train(setting, wanted)
+
+
+def of_search(setting: Setting, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """The rows of changes that share a search, one after the other: it is in one folder."""
+    return [run(setting, name, seed) for name in names]
+
+
+def by_search(names: Sequence[str]) -> list[list[str]]:
+    """Changes that share a search, together."""
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+        found.setdefault(job(name, 0).search, []).append(name)
+    return list(found.values())
 
 
 def with_references(names: Sequence[str]) -> list[str]:
@@ -131,12 +156,13 @@ def run_all(setting: Setting, given: argparse.Namespace) -> None:
     """Trains what is missing."""
     float_network(setting, BUDGETS[BUDGET])
     restore(setting)
-    names = with_references(given.changes)
+    groups = by_search(with_references(given.changes))
     with processes(given.jobs) as pool:
-        waiting = [pool.submit(run, setting, name, seed) for seed in given.seeds for name in names]
+        waiting = [pool.submit(of_search, setting, names, seed) for seed in given.seeds for names in groups]
         for done in as_completed(waiting):
-            row = done.result()
-            print(row["search"], row["search_seed"], row["validation_accuracy"], row["accuracy"], flush=True)
+            for row in done.result():
+                found = (row["search"], row["start"], row["search_seed"], row["validation_accuracy"], row["accuracy"])
+                print(*found, flush=True)
             write(setting)
             write_atomically(RESULT, json.dumps(summary(finished(setting)), indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from dnas.search.budget import Budget
 from dnas.search.measure import switch_options
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
+from dnas.select.reference import dearest_architecture
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.stages.context import Run
@@ -34,7 +35,7 @@ def images_judged(space: Space) -> int:
 
 def sensitivities(run: Run, supernet: Supernet, seed: int) -> Scores:
     """What the loss rises by when one option takes the place of the dearest, as negative scores, never falling."""
-    full = Architecture(run.space, {choice.name: choice.options[-1] for choice in run.space.choices})
+    full = dearest_architecture(run.space)
     images = list(run.batches(judges(run.data.splits["choices"], seed), IMAGES, False).epoch(0))
     supernet.eval()
     base = supernet.with_filters(full)
@@ -45,9 +46,7 @@ def sensitivities(run: Run, supernet: Supernet, seed: int) -> Scores:
 def greedy(scores: Scores, run: Run, budget: Budget) -> Architecture:
     """From the dearest options down: always the step that loses least per saved cost, until the budget holds."""
     name = next(iter(budget.caps))
-    found = Architecture(
-        run.space, {choice.name: choice.options[-1] for choice in run.space.choices}, functions=run.functions
-    )
+    found = replace(dearest_architecture(run.space), functions=run.functions)
     while not budget.holds(found):
         steps = []
         for choice in run.space.searched():

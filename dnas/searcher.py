@@ -16,14 +16,14 @@ from dnas.search.budget import Budget, BudgetError
 from dnas.search.effects import fit_effects
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
-from dnas.search.neighbourhood import NeighbourhoodTraining
+from dnas.search.neighbourhood import SENSITIVITY_IMAGES, NeighbourhoodTraining
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import average, collect
 from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
-from dnas.select.reference import loosened, widest_uniform
+from dnas.select.reference import dearest_architecture, loosened, widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -89,7 +89,7 @@ def search(
                 highlight=False,
             )
         near = NeighbourhoodTraining(
-            supernet, first_architecture(space, looser), lambda scores: select(scores, space, looser),
+            supernet, first_architecture(space, looser, config.start), lambda scores: select(scores, space, looser),
             lambda scores: select(scores, space, budget), budget, sets[0], sets[1], sets[2], teacher, config, engine, board,
         )  # fmt: skip
         history = engine.fit(near, checkpoint, board, seed)
@@ -198,11 +198,19 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
     if config.searcher != "neighbourhood" and config.scores != "measured":
         rounds = 0
     others = sum((COUNTS if c.by_filter and c.kind == "filters" else c.width - 1) for c in space.searched())
-    return round(trained + rounds * config.score_images * (1 + others))
+    measured = rounds * config.score_images
+    if config.searcher == "neighbourhood" and config.start == "sensitivities":
+        measured += max(config.score_images, SENSITIVITY_IMAGES)
+    return round(trained * bool(rounds or config.searcher != "neighbourhood") + measured * (1 + others))
 
 
-def first_architecture(space: Space, budget: Budget) -> Architecture:
-    """Where a neighbourhood search starts: the widest uniform network, or, where there is none, the dearest one that fits."""
+def first_architecture(space: Space, budget: Budget, start: str = "uniform") -> Architecture:
+    """Where a neighbourhood search starts: at the dearest network, whatever it costs, to measure sensitivities there.
+
+    Or at the widest uniform one, or, where the budget leaves none, the dearest one that fits.
+    """
+    if start == "sensitivities":
+        return dearest_architecture(space)
     found = widest_uniform(space, budget)
     if found is not None:
         return found

@@ -5,6 +5,9 @@ small probability, takes another, nearer ones more often. So the weights adapt t
 switching one option (`measure_scores`) asks of the supernet only what it was trained for. The current architecture meets one
 budget at all times: the user's, or, where that leaves no uniform network of full width, a looser one
 (`dnas.select.reference.loosened`); what the last round goes to meets the user's.
+
+With `start=sensitivities` a measurement comes before the first round, the one that toolkits without a supernet take: in the
+untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +29,15 @@ from dnas.space.architecture import Architecture
 
 Select = Callable[[Scores], Architecture]
 """The best-scored architecture that meets the budget."""
+SENSITIVITY_IMAGES = 512
+"""Held-back images, at least, that the measurement before the first round takes."""
 
 
 class NeighbourhoodTraining:
     """A `Training` whose epochs are rounds; each ends with a measurement and a selection.
 
     scores: the mean of what the rounds measured, later ones weighing more: the last one half, the one before a quarter.
+    A measurement before the first round is an epoch of its own, without a step.
     """
 
     name = "search"
@@ -56,7 +62,7 @@ class NeighbourhoodTraining:
 
         Args:
             supernet: what is trained; its relaxation draws single options.
-            start: where the first round is.
+            start: where the first round is; with `config.start=sensitivities` where these are measured.
             around: from scores to what the next round is around.
             select: from scores to what is found in the end.
             budget: for the numbers that are shown.
@@ -73,7 +79,8 @@ class NeighbourhoodTraining:
         self.around, self.select, self.budget = around, select, budget
         self.teacher, self.config, self.board = teacher, config, board
         self.weights, self.held_back, self.validation = weights, held_back, validation
-        self.epochs = config.rounds
+        self.untrained = int(config.start == "sensitivities")
+        self.epochs = config.rounds + self.untrained
         self.scores: Scores | None = None
         self.forward = engine.fabric.setup_module(supernet)
         self.optimiser = weight_optimiser(supernet, config)
@@ -86,18 +93,20 @@ class NeighbourhoodTraining:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The round's share of the images: rounds follow each other through the epochs of the data."""
-        yield from span(self.weights, epoch * self.steps(), (epoch + 1) * self.steps())
+        number = epoch - self.untrained
+        if number >= 0:
+            yield from span(self.weights, number * self.steps(), (number + 1) * self.steps())
 
     def steps(self) -> int:
         """Batches in a round."""
-        return max(1, round(self.config.epochs * len(self.weights) / self.config.rounds))
+        return max(1, round(self.config.epochs * len(self.weights) / max(self.config.rounds, 1)))
 
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
         """One update of the weights at a random neighbour."""
         x, y = batch
         target = teacher_logits(self.teacher, x, self.config.distill)
         loss = task_loss(self.forward(x), y, target, self.config.distill)
-        self.optimiser.step(loss, fraction)
+        self.optimiser.step(loss, (fraction * self.epochs - self.untrained) / self.config.rounds)
         return {"loss": loss.detach()}
 
     def evaluate(self, epoch: int) -> dict[str, float]:
@@ -105,7 +114,8 @@ class NeighbourhoodTraining:
 
         Which is what the next round is around, after the last one what the budget itself selects.
         """
-        images = first_batches(self.held_back, self.config.score_images, epoch)
+        least = SENSITIVITY_IMAGES if epoch < self.untrained else 0
+        images = first_batches(self.held_back, max(self.config.score_images, least), epoch)
         self.supernet.eval()
         found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
         self.scores = found if self.scores is None else self.scores.mean(found)

@@ -17,6 +17,7 @@ from dnas.search.score_function import BASELINES, score_function
 from dnas.search.supernet import Supernet
 
 SEARCHERS = ("gumbel", "neighbourhood", "score_function", "binas")
+NEIGHBOURHOOD_STARTS = ("uniform", "sensitivities")
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
 
@@ -29,6 +30,8 @@ class SearchConfig:
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
     `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood) and
     `loosen` the largest factor by which the budget that it trains around is looser (dnas.select.reference.loosened);
+    it starts at the widest `uniform` network, or at what the `sensitivities` of the untrained network at its dearest options
+    select, and with no rounds ends there;
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
     (dnas.search.score_function), without a gradient through the network;
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
@@ -52,6 +55,7 @@ class SearchConfig:
     rounds: int = 3
     mutation: float = 0.25
     loosen: float = 2.0
+    start: str = "uniform"
     samples: int = 4
     baseline: str = "leave_one_out"
     paths: int = 1
@@ -78,8 +82,14 @@ class SearchConfig:
             raise ValueError(
                 f"search.epochs is {self.epochs}; allowed: whole numbers, or search=neighbourhood or binas"
             )
-        if self.rounds < 1 or not 0 < self.mutation < 1:
-            raise ValueError("search: rounds >= 1 and 0 < mutation < 1 are needed")
+        if self.start not in NEIGHBOURHOOD_STARTS:
+            raise ValueError(f"search.start is {self.start!r}; allowed: {list(NEIGHBOURHOOD_STARTS)}")
+        least = 0 if (self.searcher, self.start) == ("neighbourhood", "sensitivities") else 1
+        if self.rounds < least or not 0 < self.mutation < 1:
+            raise ValueError(
+                f"search.rounds is {self.rounds} and search.mutation {self.mutation}; allowed: rounds >= {least}, "
+                "and 0 < mutation < 1"
+            )
         if not 1 <= self.loosen < float("inf"):
             raise ValueError(f"search.loosen is {self.loosen}; allowed: a factor of at least 1, which loosens nothing")
         if min(self.paths, self.pool_images) < 1 or self.pool < 50 or self.judged < 10:

@@ -59,6 +59,19 @@ def uniform_architecture(
     return Architecture(space, options)
 
 
+def dearest_architecture(space: Space) -> Architecture:
+    """The last option of every choice: all filters, layers and branches at the widest bits."""
+    return Architecture(
+        space,
+        {
+            choice.name: (choice.options[-1],) * choice.count
+            if choice.by_filter and choice.kind != "filters"
+            else choice.options[-1]
+            for choice in space.choices
+        },
+    )
+
+
 def uniform_rules(space: Space) -> list[tuple[int, int, dict[str, int]]]:
     """(weight bits, activation bits, structure) of every uniform network that the space has, narrow ones first."""
     widths = {

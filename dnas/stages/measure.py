@@ -13,6 +13,7 @@ from dnas.realise import realise
 from dnas.run import RunError
 from dnas.search.rank import rank_agreement
 from dnas.search.supernet import Supernet
+from dnas.select.reference import dearest_architecture
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.latency import (
@@ -105,12 +106,12 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
     """
     supernet = Supernet(model, space).eval()
     supernet.calibrate(images)
-    full = {choice.name: choice.options[-1] for choice in space.choices}
-    requantised = _requantised(supernet, Architecture(space, full), images)
+    full = dearest_architecture(space)
+    requantised = _requantised(supernet, full, images)
     beside: dict[str, str] = {}
     for choice in space.searched():
         if choice.kind == "branch":
-            without = Architecture(space, {**full, choice.name: 0})
+            without = replace(full, options={**full.options, choice.name: 0})
             changed = requantised ^ _requantised(supernet, without, images)
             beside |= {name: choice.name for name in changed if space.runs(name, without.positions())}
     table = measure_latency(model, images, space, config, requantised, beside)

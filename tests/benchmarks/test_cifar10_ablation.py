@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,21 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import cifar10_ablation
 import pareto_plan
-from cifar10_ablation import AGAINST, BUDGET, CHANGES, UNCHANGED, job, run, summary, variant, with_references
+from cifar10_ablation import (
+    AGAINST,
+    BUDGET,
+    CHANGES,
+    FROM_FLOAT,
+    UNCHANGED,
+    by_search,
+    job,
+    run,
+    summary,
+    variant,
+    with_references,
+)
 from cifar10_pareto import BUDGETS, FRONTIER_BUDGET
-from pareto_plan import Plan
+from pareto_plan import FLOAT_EPOCHS, Plan
 from pareto_runs import Job, Setting
 from pareto_verdict import holm
 from tables import table
@@ -45,7 +58,8 @@ def configuration(tmp_path: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CHANGES if name not in (UNCHANGED, "gumbel", "score function", "binas")]
+    "name",
+    [name for name in CHANGES if name not in (UNCHANGED, UNCHANGED + FROM_FLOAT, "gumbel", "score function", "binas")],
 )
 def test_one_thing_is_changed(name: str, tmp_path: Path) -> None:
     own, other = (configuration(tmp_path, one) for one in (name, AGAINST.get(name, UNCHANGED)))
@@ -73,7 +87,19 @@ def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, mon
 def test_every_other_change_has_rows_and_searches_of_its_own() -> None:
     jobs = [job(name, seed) for name in CHANGES for seed in (0, 1)]
     assert len({one.key for one in jobs}) == len(jobs)
-    assert len({(one.search, one.search_seed) for one in jobs}) == len(jobs)
+    floating = [name for name in CHANGES if name.endswith(FROM_FLOAT)]
+    assert len({(one.search, one.search_seed) for one in jobs}) == len(jobs) - 2 * len(floating)
+    for name in floating:
+        own, other = job(name, 1), job(name.removesuffix(FROM_FLOAT), 1)
+        assert CHANGES[name] == CHANGES[name.removesuffix(FROM_FLOAT)]
+        assert own == replace(other, start="float", epochs=FLOAT_EPOCHS)
+
+
+def test_changes_that_share_a_search_are_trained_one_after_the_other() -> None:
+    groups = by_search(list(CHANGES))
+    assert sorted(name for names in groups for name in names) == sorted(CHANGES)
+    assert [UNCHANGED, UNCHANGED + FROM_FLOAT] in groups
+    assert len({job(names[0], 0).search for names in groups}) == len(groups)
 
 
 def test_a_change_comes_with_what_it_is_compared_with() -> None:

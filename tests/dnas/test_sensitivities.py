@@ -1,0 +1,146 @@
+"""Sensitivities of the untrained network: alone they are the search, or they say where it starts."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.board import Board
+from dnas.engine import Engine
+from dnas.search.measure import measure_scores
+from dnas.search.neighbourhood import SENSITIVITY_IMAGES, NeighbourhoodTraining
+from dnas.search.scores import Scores
+from dnas.search.supernet import Supernet
+from dnas.search.training import SearchConfig
+from dnas.searcher import first_architecture, images_seen, search
+from dnas.select.reference import dearest_architecture
+from dnas.select.select import select
+from dnas.space.architecture import Architecture
+from dnas.space.choice import Space
+from tests.dnas.test_neighbourhood import BUDGET, ENGINE, Counted, built
+
+ALONE = SearchConfig(searcher="neighbourhood", start="sensitivities", rounds=0, score_images=16)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_without_rounds_nothing_is_trained_and_options_are_switched_in_the_dearest_network(granularity: str) -> None:
+    model, space = built(granularity=granularity)
+    supernet, other = Supernet(model, space, seed=3), Supernet(model, space, seed=3)
+    before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
+    weights, held_back = Counted(0), Counted(1)
+    scores, history = search(supernet, BUDGET, weights, held_back, Counted(2), None, ALONE, Engine(ENGINE))
+    assert (len(history), weights.read) == (1, [])
+    for name, value in before.items():
+        assert torch.equal(value, supernet.model.state_dict()[name]), name
+    dearest = other.with_filters(dearest_architecture(space))
+    assert scores == measure_scores(other.eval(), dearest, held_back.batches)  # 48 images, fewer than it may take
+    assert supernet.most_probable().options == supernet.with_filters(select(scores, space, BUDGET)).options
+    assert BUDGET.holds(supernet.most_probable())
+
+
+def test_the_dearest_network_has_the_last_option_of_every_choice() -> None:
+    _, space = built()
+    costs = [float(dearest_architecture(space).cost(name, relative=True)) for name in ("bops", "weight_bits")]
+    assert costs == pytest.approx([1.0, 1.0])
+
+
+def test_the_first_round_trains_around_what_sensitivities_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, space = built()
+    around: list[Architecture] = []
+
+    def noted(supernet: Supernet, base: Architecture, *others: object) -> Scores:
+        around.append(base)
+        return measure_scores(supernet, base, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(import_module("dnas.search.neighbourhood"), "measure_scores", noted)
+    config = SearchConfig(searcher="neighbourhood", start="sensitivities", epochs=1, rounds=2, score_images=16)
+    weights, held_back = Counted(0), Counted(1)
+    _, history = search(
+        Supernet(model, space, seed=3), BUDGET, weights, held_back, Counted(2), None, config, Engine(ENGINE)
+    )
+    alone, _ = search(
+        Supernet(model, space, seed=3), BUDGET, Counted(0), Counted(1), Counted(2), None, ALONE, Engine(ENGINE)
+    )
+    assert len(history) == 3
+    assert weights.read == [0, 1, 2, 0, 1, 2, 3, 4, 5]  # each round its half of the epoch; the measurement none
+    assert around[0].options == dearest_architecture(space).options
+    assert around[1].options == select(alone, space, BUDGET).options
+
+
+def test_a_measurement_before_the_first_round_takes_no_part_of_the_schedule_of_rates() -> None:
+    found: dict[str, list[float]] = {}
+    for start in ("uniform", "sensitivities"):
+        model, space = built()
+        config = SearchConfig(searcher="neighbourhood", start=start, epochs=2, rounds=3, score_images=16)
+
+        def best(scores: Scores, space: Space = space) -> Architecture:
+            return select(scores, space, BUDGET)
+
+        training = NeighbourhoodTraining(
+            Supernet(model, space, seed=3), first_architecture(space, BUDGET, start), best, best, BUDGET, Counted(0),
+            Counted(1), Counted(2), None, config, Engine(ENGINE), Board(None),
+        )  # fmt: skip
+        taken: list[float] = []
+        step = training.optimiser.step
+
+        def noted(loss: Tensor, fraction: float) -> None:
+            taken.append(fraction)  # noqa: B023
+            step(loss, fraction)  # noqa: B023
+
+        training.optimiser.step = noted  # type: ignore[method-assign]
+        Engine(ENGINE).fit(training, None, Board(None), 0)
+        found[start] = taken
+    assert found["sensitivities"] == pytest.approx(found["uniform"])
+    assert found["uniform"][0] == 0
+
+
+def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(tmp_path: Path) -> None:
+    def run(checkpoint: Path | None, rounds: int) -> tuple[Scores, Supernet]:
+        model, space = built()
+        supernet = Supernet(model, space, seed=3)
+        config = SearchConfig(searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, score_images=16)
+        scores, _ = search(
+            supernet, BUDGET, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), checkpoint
+        )
+        return scores, supernet
+
+    whole, trained = run(None, 2)
+    run(tmp_path / "search.ckpt", 0)  # what a search of two rounds has done before the first one
+    resumed, supernet = run(tmp_path / "search.ckpt", 2)
+    assert resumed == whole
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, supernet.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_images_of_such_a_search_are_counted(rounds: int) -> None:
+    model, space = built()
+    supernet = Supernet(model, space)
+    passed = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal passed
+        passed += len(args[0])
+
+    supernet.model.register_forward_hook(count)
+    config = SearchConfig(
+        searcher="neighbourhood", start="sensitivities", epochs=2, rounds=rounds, score_images=SENSITIVITY_IMAGES // 2
+    )
+    held_back = Counted(1, SENSITIVITY_IMAGES // 8)
+    search(supernet, BUDGET, Counted(0), held_back, Counted(2, 0), model, config, Engine(ENGINE))
+    assert passed == images_seen(config, space, 6 * 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"searcher": "neighbourhood", "rounds": 0}, "rounds is 0"),
+        ({"searcher": "binas", "start": "sensitivities", "rounds": 0}, "rounds is 0"),
+        ({"searcher": "neighbourhood", "start": "random"}, r"search.start is 'random'; allowed: \['uniform', 'sens"),
+    ],
+)
+def test_no_rounds_are_allowed_where_sensitivities_are_the_search(settings: dict[str, object], found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        SearchConfig(**settings)  # type: ignore[arg-type]
