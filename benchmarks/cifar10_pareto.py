@@ -14,6 +14,8 @@ images. At every budget:
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
 - within (not by default): our search without a looser budget to go around (search.loosen=1), at 3.5 % alone another search.
+- untrained (not by default): our search without a supernet's training, that is rounds of measuring options by themselves, the
+  network retrained from float weights for as many epochs more.
 - variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget; seed 0 tries both starts, the other seeds the better one.
@@ -40,10 +42,13 @@ BUDGETS = {
     "w2a2": {"bops": 0.06913466}, "3.5%": {"bops": 0.035}, "w3a3": {"bops": 0.14891832}, "w4a4": {"bops": 0.25884621},
 }  # fmt: skip
 """Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
+UNTRAINED_EPOCHS = 5
+"""Of training what a search selects that trains nothing: with its measurements what baselines get from float weights."""
 FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`, and of method `binas`."""
 VARIANTS = {
     "within": ("search.loosen=1",),
+    "untrained": ("search.epochs=0",),
     "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]"),
     "gumbel": ("search=gumbel", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1"),
     "score_function": (
@@ -63,6 +68,7 @@ METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "score_function": lambda plan, given: plan.searched("score_function"),
     "gumbel": lambda plan, given: plan.searched("gumbel"),
     "within": lambda plan, given: plan.searched("within"),
+    "untrained": lambda plan, given: plan.untrained("untrained", UNTRAINED_EPOCHS),
     "variance": lambda plan, given: plan.variance(),
     "frontier": lambda plan, given: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
     "binas": lambda plan, given: plan.binas(FRONTIER_BUDGET),

@@ -216,6 +216,11 @@ class Plan:
         job = replace(self.ours, method=method, search=method)
         self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
 
+    def untrained(self, method: str, epochs: int) -> None:
+        """Networks of a variant of the search, from float weights for so many epochs."""
+        job = replace(self.ours, method=method, search=method, start="float", epochs=epochs)
+        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
     def reselected(self, method: str, role: str, variant: str, budget_id: str) -> None:
         """What the scores of a search for another budget select at this one, retrained from its supernet."""
         job = replace(

@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 EARLIER = RESULTS / "cifar10_pareto_24_epochs.json"
 PICTURE, BRIDGED = RESULTS / "cifar10_pareto.png", RESULTS / "cifar10_bridges.json"
-METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "score_function", "gumbel")
+METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "untrained", "score_function", "gumbel")
 
 
 def by_seed(
@@ -182,10 +182,16 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 BRIDGES = {
-    "ours": "neighbourhood search (default)", "binas": "BINAS' estimator, one search for all budgets",
-    "score_function": "score function, logits", "gumbel": "Gumbel-softmax search", "scores": "post-training sensitivities",
-    "greedy": "the same, greedily", "uniform": "best uniform", "random": "random",
-}  # fmt: skip
+    "ours": "neighbourhood search",
+    "untrained": "the same without training (search.epochs=0)",
+    "binas": "BINAS' estimator, one for all budgets",
+    "score_function": "score function, logits",
+    "gumbel": "Gumbel-softmax search",
+    "scores": "sensitivities at 8 bits (search=sensitivities)",
+    "greedy": "the same, selected greedily",
+    "uniform": "best uniform",
+    "random": "random",
+}
 
 
 def discretisation(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, float] | None:

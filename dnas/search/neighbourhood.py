@@ -7,7 +7,8 @@ budget at all times: the user's, or, where that leaves no uniform network of ful
 (`dnas.select.reference.loosened`); what the last round goes to meets the user's.
 
 With `start=sensitivities` a measurement comes before the first round, the one that toolkits without a supernet take: in the
-untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all.
+untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all. With `epochs=0`
+rounds measure and select without training: sensitivities around what meets the budget.
 """
 
 from collections.abc import Callable, Iterator
@@ -98,7 +99,9 @@ class NeighbourhoodTraining:
             yield from span(self.weights, number * self.steps(), (number + 1) * self.steps())
 
     def steps(self) -> int:
-        """Batches in a round."""
+        """Batches in a round; none where nothing is trained."""
+        if self.config.epochs == 0:
+            return 0
         return max(1, round(self.config.epochs * len(self.weights) / max(self.config.rounds, 1)))
 
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ class SearchConfig:
     `recentred`: share of the pool that is drawn, in `rounds` and with `mutation`, around what the estimator of the records
     before selects in the band: where it promises too much, the next one knows.
     `neighbours`: whether the estimator has effects of layers that follow each other.
-    epochs: of the images that train weights; a fraction is allowed for `neighbourhood` and `binas`.
+    epochs: of the images that train weights; a fraction is allowed for `neighbourhood` and `binas`, and 0 for the former,
+    which then measures the network as it is.
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
     distill: share of the loss that is distillation from the float network.
@@ -114,8 +115,10 @@ class SearchConfig:
             )
         if min(self.batch_size, self.score_images, self.score_rounds) < 1 or not self.choice_lr > 0:
             raise ValueError("search: batch_size, score_images and score_rounds >= 1 and choice_lr > 0 are needed")
-        if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1 or not self.epochs > 0:
-            raise ValueError("search: epochs > 0, 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+        if not 0 <= self.warmup < 1 or not 0 <= self.distill <= 1:
+            raise ValueError("search: 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
+        if not (self.epochs > 0 or (self.epochs == 0 and self.searcher == "neighbourhood")):
+            raise ValueError(f"search.epochs is {self.epochs}; allowed: more than 0, or 0 for search=neighbourhood")
 
 
 def check_relaxation(config: SearchConfig, relaxation: Relaxation) -> None:

@@ -114,8 +114,24 @@ def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(tm
         assert torch.equal(value, supernet.model.state_dict()[name]), name
 
 
+def test_without_epochs_rounds_measure_around_what_the_one_before_selected_and_train_nothing() -> None:
+    model, space = built()
+    supernet, other = Supernet(model, space, seed=3), Supernet(model, space, seed=3).eval()
+    before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
+    config = SearchConfig(searcher="neighbourhood", epochs=0, rounds=2, score_images=48)
+    weights, held_back = Counted(0), Counted(1)
+    found, history = search(supernet, BUDGET, weights, held_back, Counted(2), None, config, Engine(ENGINE))
+    assert (len(history), weights.read) == (2, [])
+    for name, value in before.items():
+        assert torch.equal(value, supernet.model.state_dict()[name]), name
+    first = measure_scores(other, other.with_filters(first_architecture(space, BUDGET)), held_back.batches)
+    second = measure_scores(other, other.with_filters(select(first, space, BUDGET)), held_back.batches)
+    assert found == first.mean(second)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize("rounds", [0, 2])
-def test_the_images_of_such_a_search_are_counted(rounds: int) -> None:
+def test_the_images_of_such_a_search_are_counted(rounds: int, epochs: int) -> None:
     model, space = built()
     supernet = Supernet(model, space)
     passed = 0
@@ -126,8 +142,9 @@ def test_the_images_of_such_a_search_are_counted(rounds: int) -> None:
 
     supernet.model.register_forward_hook(count)
     config = SearchConfig(
-        searcher="neighbourhood", start="sensitivities", epochs=2, rounds=rounds, score_images=SENSITIVITY_IMAGES // 2
-    )
+        searcher="neighbourhood", start="sensitivities", epochs=epochs, rounds=rounds,
+        score_images=SENSITIVITY_IMAGES // 2,
+    )  # fmt: skip
     held_back = Counted(1, SENSITIVITY_IMAGES // 8)
     search(supernet, BUDGET, Counted(0), held_back, Counted(2, 0), model, config, Engine(ENGINE))
     assert passed == images_seen(config, space, 6 * 8)
@@ -137,6 +154,8 @@ def test_the_images_of_such_a_search_are_counted(rounds: int) -> None:
     ("settings", "found"),
     [
         ({"searcher": "neighbourhood", "rounds": 0}, "rounds is 0"),
+        ({"searcher": "neighbourhood", "epochs": -1}, "epochs is -1"),
+        ({"searcher": "binas", "epochs": 0}, "epochs is 0; allowed: more than 0, or 0 for search=neighbourhood"),
         ({"searcher": "binas", "start": "sensitivities", "rounds": 0}, "rounds is 0"),
         ({"searcher": "neighbourhood", "start": "random"}, r"search.start is 'random'; allowed: \['uniform', 'sens"),
     ],
