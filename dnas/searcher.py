@@ -81,7 +81,8 @@ def search(
         teacher.to(engine.device).eval()
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
-        space, looser = supernet.space, loosened(supernet.space, budget, config.loosen)
+        space = supernet.space
+        looser = loosened(space, budget, config.loosen) if config.rounds else budget
         for name in [name for name, cap in looser.caps.items() if cap > budget.caps[name] and engine.rank == 0]:
             engine.console.print(
                 f"the search goes around networks of {name} {looser.caps[name]:.4g}, of which uniform ones keep more filters; "

@@ -1,8 +1,9 @@
 """Fixed-bit layers that hold nothing but the arithmetic: what a realised network is trained with.
 
 `training_twin` copies a network of Brevitas layers around the very same parameters. What is trained in the twin is
-trained in the network, without Brevitas' bookkeeping in every step: bit for bit, but for the weight gradient of depthwise
-convolutions with large kernels, which adds the same products in another order, see `quant.depthwise`.
+trained in the network, without Brevitas' bookkeeping in every step: bit for bit, but for the weight gradients of depthwise
+convolutions with large kernels and of strided 1x1 ones on few channels, which add the same products in another order, see
+`quant.depthwise` and `quant.pointwise`.
 """
 
 import copy
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from quant.brevitas import LearnedStepActivation, LearnedStepQuant, is_fixed, plain_layer
 from quant.depthwise import DepthwiseConv2d, depthwise, has_own_gradient
+from quant.pointwise import PointwiseConv2d, is_strided_pointwise, pointwise
 from quant.quantizer import quantize_along
 
 
@@ -32,6 +34,8 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         return result
     if has_own_gradient(layer):
         return depthwise(layer, x, weight)
+    if is_strided_pointwise(layer):
+        return pointwise(layer, x, weight)
     if isinstance(layer, nn.modules.conv._ConvNd):
         convolved: Tensor = layer._conv_forward(x, weight, layer.bias)
         return convolved
@@ -94,7 +98,8 @@ def training_twin(model: nn.Module) -> nn.Module:
     """A copy of a network that shares all of its parameters and buffers, with `FixedLayer` in place of Brevitas layers.
 
     Args:
-        model: any network; only layers that `fixed_layer` made are replaced, and large depthwise ones get their gradient.
+        model: any network; only layers that `fixed_layer` made are replaced, and large depthwise ones and strided 1x1 ones
+            on few channels get a gradient of their own (`quant.depthwise`, `quant.pointwise`).
 
     Returns:
         a module of the same type and training mode; an update of its parameters and buffers is one of the model's.
@@ -119,4 +124,6 @@ def training_twin(model: nn.Module) -> nn.Module:
             copied._parameters, copied._buffers = module._parameters, module._buffers
             if type(copied) is nn.Conv2d and has_own_gradient(copied):
                 copied.__class__ = DepthwiseConv2d  # what hooks and attributes it has stay
+            elif type(copied) is nn.Conv2d and is_strided_pointwise(copied):
+                copied.__class__ = PointwiseConv2d
     return twin

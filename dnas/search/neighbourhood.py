@@ -100,9 +100,9 @@ class NeighbourhoodTraining:
 
     def steps(self) -> int:
         """Batches in a round; none where nothing is trained."""
-        if self.config.epochs == 0:
+        if self.config.epochs == 0 or self.config.rounds == 0:
             return 0
-        return max(1, round(self.config.epochs * len(self.weights) / max(self.config.rounds, 1)))
+        return max(1, round(self.config.epochs * len(self.weights) / self.config.rounds))
 
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
         """One update of the weights at a random neighbour."""
