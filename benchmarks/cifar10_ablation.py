@@ -128,8 +128,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "mixed": any(_made(own[seed]) != _made(others[seed]) for seed in own if seed in others),
         }  # fmt: skip
         found["commits"] = sorted({*found["commits"], *(row["commit"] for row in own.values())})
-    differences = [change["difference"] for change in found["changes"].values()]
-    correct([pair for pair in differences if pair and pair["p"] is not None])
+    correct([change["difference"] for change in found["changes"].values()])
     return found
 
 

@@ -105,7 +105,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def correct(pairs: Sequence[dict[str, Any] | None]) -> None:
     """Gives the differences of one family their p-values corrected for their number."""
-    given = [pair for pair in pairs if pair]
+    given = [pair for pair in pairs if pair and pair["p"] is not None]
     for pair, p in zip(given, holm([pair["p"] for pair in given]), strict=True):
         pair["p_holm"] = p
 
@@ -204,21 +204,33 @@ def discretisation(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, 
     return {"mean": statistics.mean(gaps), "least": min(gaps), "most": max(gaps), "n": len(gaps)} if gaps else None
 
 
-def bridges(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any]:
-    """Where scores may come from, at one budget: accuracy after the same retraining, and the images that each has seen."""
+def bridges(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where scores may come from: accuracy after retraining, and the images that each has seen, at every budget that tells."""
     found = []
-    for method, label in BRIDGES.items():
-        one = summary(rows, method, budget_id)
-        if one is not None:
-            if method == "uniform":  # what chose them: trainings of one epoch, and of what was not chosen
-                tried = [
-                    r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id) and r["role"] != "main"
-                ]
-                one["images_search"] = sum(r["images_retrain"] for r in tried)
-            pair = difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None
-            found.append({"method": method, "label": label, **one, "minus uniform": pair})
-    correct([row["minus uniform"] for row in found])
-    return {"type": "dnas.Bridges", "version": 1, "budget": budget_id, "rows": found}
+    for budget_id in dict.fromkeys(r["budget_id"] for r in sorted(rows, key=lambda r: r["budgets"].get("bops", 0.0))):
+        own = [_bridged(rows, method, budget_id) for method in BRIDGES]
+        shown = [one for one in own if one]
+        if any(one["method"] not in ("ours", "uniform", "random") for one in shown):
+            correct([one["minus uniform"] for one in shown])
+            correct([one["ours minus it"] for one in shown])
+            bops = next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget_id)
+            found.append({"budget": budget_id, "bops": bops, "rows": shown})
+    return {"type": "dnas.Bridges", "version": 2, "budgets": found}
+
+
+def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[str, Any] | None:
+    """What a method reaches at a budget, beside the best uniform network and ours; None without rows."""
+    one = summary(rows, method, budget_id)
+    if one is None:
+        return None
+    if method == "uniform":  # what chose them: trainings of one epoch, and of what was not chosen
+        tried = [r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id) and r["role"] != "main"]
+        one["images_search"] = sum(r["images_retrain"] for r in tried)
+    return {
+        "method": method, "label": BRIDGES[method], **one,
+        "minus uniform": difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None,
+        "ours minus it": difference(rows, method, budget_id) if method != "ours" else None,
+    }  # fmt: skip
 
 
 NAMES = {"binas": "BINAS"}
@@ -254,7 +266,7 @@ def main() -> None:
     judged(EARLIER)
     found, rows = judged(ROWS), json.loads(ROWS.read_text(encoding="utf-8"))
     picture([panel(found, list(found["budgets"]), "CIFAR-10, ResNet-8")], PICTURE)
-    BRIDGED.write_text(json.dumps(bridges(rows, "w2a2"), indent=1) + "\n", encoding="utf-8")
+    BRIDGED.write_text(json.dumps(bridges(rows), indent=1) + "\n", encoding="utf-8")
     for budget, content in found["budgets"].items():
         print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])
 

@@ -171,18 +171,23 @@ def limits(found: dict[str, Any]) -> str:
 
 
 def bridges(content: dict[str, Any]) -> str:
-    """Sources of scores for the one selector."""
+    """Sources of scores for the one selector, budget by budget."""
     heads = (
-        "scores from", "test accuracy, %", "minus best uniform, paired", "p, corrected (Holm)", "images of the search",
-        "of search and training",
+        "budget", "scores from", "test accuracy, %", "minus best uniform, paired", "p (Holm)",
+        "neighbourhood search minus it, paired", "p (Holm)", "images of the search", "of search and training",
     )  # fmt: skip
     lines = head(heads)
-    for row in content["rows"]:
-        pair, images = row["minus uniform"], row["images_search"]
-        lines.append(
-            f"| {row['label']} | {mean(row)} | {interval(pair)} | {format(pair['p_holm'], '.2g') if pair else ''} | "
-            f"{images:,.0f} | {images + row['images_retrain']:,.0f} |"
-        )
+
+    def p_value(pair: dict[str, Any] | None) -> str:
+        return format(pair["p_holm"], ".2g") if pair and "p_holm" in pair else ""
+
+    for budget in content["budgets"]:
+        for row in budget["rows"]:
+            uniform, ours, images = row["minus uniform"], row["ours minus it"], row["images_search"]
+            lines.append(
+                f"| {budget['bops']:.2%} | {row['label']} | {mean(row)} | {interval(uniform)} | {p_value(uniform)} | "
+                f"{interval(ours)} | {p_value(ours)} | {images:,.0f} | {images + row['images_retrain']:,.0f} |"
+            )
     return "\n".join(lines)
 
 
