@@ -233,10 +233,14 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
     }  # fmt: skip
 
 
-NAMES = {"binas": "BINAS"}
+NAMES = {
+    "binas": "BINAS", "scores": "Sensitivities", "greedy": "Greedy", "score_function": "Score function", "gumbel": "Gumbel",
+}  # fmt: skip
+SHOWN = tuple(method for method in METHODS if method != "untrained")
+"""In pictures; the other is in the table of bridges."""
 
 
-def panel(found: dict[str, Any], budgets: Sequence[str], title: str, shown: Sequence[str] = METHODS) -> Panel:
+def panel(found: dict[str, Any], budgets: Sequence[str], title: str, shown: Sequence[str] = SHOWN) -> Panel:
     """Mean accuracy over BOPs at some budgets of a verdict, with the spread between single networks."""
     contents = [found["budgets"][name] for name in budgets]
     points = [
