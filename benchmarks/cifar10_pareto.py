@@ -68,7 +68,7 @@ METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "score_function": lambda plan, given: plan.searched("score_function"),
     "gumbel": lambda plan, given: plan.searched("gumbel"),
     "within": lambda plan, given: plan.searched("within"),
-    "untrained": lambda plan, given: plan.untrained("untrained", UNTRAINED_EPOCHS),
+    "untrained": lambda plan, given: plan.searched("untrained", UNTRAINED_EPOCHS),
     "variance": lambda plan, given: plan.variance(),
     "frontier": lambda plan, given: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
     "binas": lambda plan, given: plan.binas(FRONTIER_BUDGET),

@@ -211,14 +211,11 @@ class Plan:
             write(self.setting)
         return [future.result() for future in waiting]
 
-    def searched(self, method: str = "ours") -> None:
-        """Our networks, or those of another variant of the search."""
+    def searched(self, method: str = "ours", epochs: int | None = None) -> None:
+        """Our networks, or those of another variant of the search; with `epochs` from float weights, for so many."""
         job = replace(self.ours, method=method, search=method)
-        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
-
-    def untrained(self, method: str, epochs: int) -> None:
-        """Networks of a variant of the search, from float weights for so many epochs."""
-        job = replace(self.ours, method=method, search=method, start="float", epochs=epochs)
+        if epochs is not None:
+            job = replace(job, start="float", epochs=epochs)
         self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
 
     def reselected(self, method: str, role: str, variant: str, budget_id: str) -> None:

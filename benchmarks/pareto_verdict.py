@@ -187,7 +187,7 @@ BRIDGES = {
     "binas": "BINAS' estimator, one for all budgets",
     "score_function": "score function, logits",
     "gumbel": "Gumbel-softmax search",
-    "scores": "sensitivities at 8 bits (search=sensitivities)",
+    "scores": "sensitivities at 8 bits, not shrunk",
     "greedy": "the same, selected greedily",
     "uniform": "best uniform",
     "random": "random",

@@ -200,9 +200,10 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
         rounds = 0
     others = sum((COUNTS if c.by_filter and c.kind == "filters" else c.width - 1) for c in space.searched())
     measured = rounds * config.score_images
-    if config.searcher == "neighbourhood" and config.start == "sensitivities":
+    if config.start == "sensitivities":
         measured += max(config.score_images, SENSITIVITY_IMAGES)
-    return round(trained * bool(rounds or config.searcher != "neighbourhood") + measured * (1 + others))
+        trained = trained if rounds else 0
+    return round(trained + measured * (1 + others))
 
 
 def first_architecture(space: Space, budget: Budget, start: str = "uniform") -> Architecture:

@@ -85,7 +85,11 @@ class SearchConfig:
             )
         if self.start not in NEIGHBOURHOOD_STARTS:
             raise ValueError(f"search.start is {self.start!r}; allowed: {list(NEIGHBOURHOOD_STARTS)}")
-        least = 0 if (self.searcher, self.start) == ("neighbourhood", "sensitivities") else 1
+        if self.start == "sensitivities" and self.searcher != "neighbourhood":
+            raise ValueError(
+                f"search.start is 'sensitivities' and search.searcher {self.searcher!r}; it goes with neighbourhood alone"
+            )
+        least = 0 if self.start == "sensitivities" else 1
         if self.rounds < least or not 0 < self.mutation < 1:
             raise ValueError(
                 f"search.rounds is {self.rounds} and search.mutation {self.mutation}; allowed: rounds >= {least}, "

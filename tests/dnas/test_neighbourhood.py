@@ -56,6 +56,13 @@ def built(**options: object) -> tuple[nn.Module, Space]:
     return model, build_space(model, example(model), (2, 4, 8), (2, 8), (0.5, 1.0), **options)  # type: ignore[arg-type]
 
 
+def images_passed(model: nn.Module) -> list[int]:
+    """Grows by the images of every forward pass."""
+    found: list[int] = []
+    model.register_forward_hook(lambda module, args, output: found.append(len(args[0])))
+    return found
+
+
 def training(weights: Counted | None = None, **settings: object) -> NeighbourhoodTraining:
     model, space = built()
     supernet = Supernet(model, space, seed=3)
@@ -292,17 +299,11 @@ def test_a_search_that_was_killed_goes_on_to_the_same_network(tmp_path: Path) ->
 def test_the_images_of_a_search_are_counted() -> None:
     model, space = built()
     supernet = Supernet(model, space)
-    passed = 0
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal passed
-        passed += len(args[0])
-
-    supernet.model.register_forward_hook(count)
+    passed = images_passed(supernet.model)
     config = SearchConfig(searcher="neighbourhood", epochs=2, rounds=2, score_images=16)
     empty = Counted(2, 0)
     search(supernet, BUDGET, Counted(0), Counted(1), empty, model, config, Engine(ENGINE))
-    assert passed == images_seen(config, space, 6 * 8)
+    assert sum(passed) == images_seen(config, space, 6 * 8)
 
 
 def test_options_that_are_mixed_have_no_neighbourhood() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quant.layers import apply_layer, training_twin
 from quant.pointwise import BLOCK, PointwiseConv2d, is_strided_pointwise, pointwise
+from tests.quant.test_depthwise import gradients
 
 CASES: tuple[tuple[int, dict[str, Any], tuple[int, int]], ...] = (
     (4, {"stride": 2}, (8, 8)),
@@ -23,14 +24,6 @@ OTHERS: tuple[tuple[int, dict[str, Any]], ...] = (
     (4, {"stride": 2, "kernel_size": 1, "padding": 1}),
     (BLOCK, {"stride": 2, "kernel_size": 1}),
 )
-
-
-def gradients(compute: Any, layer: nn.Conv2d, x: Tensor) -> list[Tensor]:
-    """The output, and what torch.autograd finds for x and the layer's parameters with a fixed upstream gradient."""
-    x = x.detach().requires_grad_()
-    y = compute(x)
-    upstream = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
-    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], upstream)]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
