@@ -1,22 +1,23 @@
 """Does the search pay? `python benchmarks/cifar10_pareto.py /path/to/cifar10.zip` adds what is missing to the rows.
 
 CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
-methods start from one float network and get the same recipe. Ours sees 265,344 images in search and retraining, baselines that
-start from float weights 269,952 in training alone. The other searches below cost what they cost: with retraining score_function
-sees 1.4, gumbel 1.8 and binas 3.9 times what such baselines do, the last with one search for all budgets. Every row holds its
-images. At every budget:
+methods start from one float network and get the same recipe. Ours sees 265,344 images in search and retraining, or 269,888
+where its search trains nothing; baselines that start from float weights see 269,952 in training alone. The other searches below
+cost what they cost: with retraining score_function sees 1.4, gumbel 1.8 and binas 3.9 times what such baselines do, the last
+with one search for all budgets. Every row holds its images. At every budget:
 
-- ours: search, exact selection, retraining from the supernet.
+- ours: the default. Where bits alone meet the budget with all filters, at the three larger budgets, the search trains nothing
+  and networks start from float weights; at 3.5 % it trains its supernet, which the network starts from.
+- trained (not by default): the same with a supernet that is trained at the larger budgets, too (search.train=always).
 - uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in
-  full with seed 0, the better one of these from the supernet of our search, too, then with every seed from the start that
-  was better. The best of a seed's is its baseline. All of this is decided on the validation images.
+  full with seed 0, the better one of these from the supernet of the trained search, too, then with every seed from the start
+  that was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
 - within (not by default): our search without a looser budget to go around (search.loosen=1), at 3.5 % alone another search.
-- untrained (not by default): our search without a supernet's training, that is rounds of measuring options by themselves, the
-  network retrained from float weights for as many epochs more.
-- variance (not by default): our networks, retrained with further seeds. frontier: those that the scores of the search at
+- untrained (not by default): at 3.5 % what the larger budgets have, rounds of measuring the float network (search.epochs=0).
+- variance (not by default): our networks, retrained with further seeds. frontier: what the scores of the trained search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget; seed 0 tries both starts, the other seeds the better one.
 
@@ -36,17 +37,22 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 from pareto_plan import COUNTED, RANDOM, Plan, Searches, restore, side_by_side
 from pareto_runs import Setting, alone, float_network, processes, uniform_rules
 
+from dnas.search.budget import Budget
+from dnas.select.reference import bits_suffice
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_pareto.json"
 BUDGETS = {
     "w2a2": {"bops": 0.06913466}, "3.5%": {"bops": 0.035}, "w3a3": {"bops": 0.14891832}, "w4a4": {"bops": 0.25884621},
 }  # fmt: skip
 """Shares of the BOPs of the full network at 8 bits; three are the exact costs of uniform networks."""
-UNTRAINED_EPOCHS = 5
-"""Of training what a search selects that trains nothing: with its measurements what baselines get from float weights."""
+TRAINED_EPOCHS, UNTRAINED_EPOCHS = 4, 5
+"""Of training what a search selects that trains a supernet, or nothing: as many as leave all images no more than what baselines
+get from float weights."""
 FRONTIER_BUDGET = "w2a2"
 """Whose search serves all budgets in the rows of role `frontier`, and of method `binas`."""
 VARIANTS = {
+    "trained": ("search.train=always",),
     "within": ("search.loosen=1",),
     "untrained": ("search.epochs=0",),
     "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]"),
@@ -61,16 +67,17 @@ function's as in Zur's thesis, with a leave-one-out baseline."""
 
 METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "ours": lambda plan, given: plan.searched(),
+    "trained": lambda plan, given: plan.other("trained"),
     "uniform": lambda plan, given: plan.uniform(uniform_rules(plan.setting, BUDGETS[plan.budget_id])),
     "random": lambda plan, given: plan.random(given.random),
     "greedy": lambda plan, given: plan.sensitivity("greedy", "greedy"),
     "scores": lambda plan, given: plan.sensitivity("scores", "exact"),
-    "score_function": lambda plan, given: plan.searched("score_function"),
-    "gumbel": lambda plan, given: plan.searched("gumbel"),
-    "within": lambda plan, given: plan.searched("within"),
-    "untrained": lambda plan, given: plan.searched("untrained", UNTRAINED_EPOCHS),
+    "score_function": lambda plan, given: plan.other("score_function"),
+    "gumbel": lambda plan, given: plan.other("gumbel"),
+    "within": lambda plan, given: plan.other("within"),
+    "untrained": lambda plan, given: plan.searched(plan.cold("untrained", UNTRAINED_EPOCHS)),
     "variance": lambda plan, given: plan.variance(),
-    "frontier": lambda plan, given: plan.reselected("ours", "frontier", "ours", FRONTIER_BUDGET),
+    "frontier": lambda plan, given: plan.reselected("trained", "frontier", "trained", FRONTIER_BUDGET),
     "binas": lambda plan, given: plan.binas(FRONTIER_BUDGET),
 }
 """What each trains at a budget."""
@@ -78,7 +85,8 @@ METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
 
 def setting_of(data: str, runs: Path) -> Setting:
     """The benchmark's."""
-    return Setting(str(Path(data).resolve()), runs.resolve(), RESULT, "resnet8", "cifar10_resnet8", variants=VARIANTS)
+    epochs = (f"retrain.epochs={TRAINED_EPOCHS}",)
+    return Setting(str(Path(data).resolve()), runs.resolve(), RESULT, "resnet8", "cifar10_resnet8", epochs, VARIANTS)
 
 
 def main() -> None:
@@ -120,7 +128,16 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
     restore(setting, lambda row: again(row, given))
     with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)
-        plans = [Plan(setting, pool, BUDGETS, budget, given.seeds, searches=searches) for budget in given.budgets]
+        space = setting.open(setting.runs / "float").space
+        plans = []
+        for budget in given.budgets:
+            spared = bits_suffice(space, Budget(**BUDGETS[budget]))
+            plans.append(
+                Plan(
+                    setting, pool, BUDGETS, budget, given.seeds, "trained" if spared else "ours", None, searches,
+                    UNTRAINED_EPOCHS if spared else None,
+                )
+            )  # fmt: skip
         for method in given.methods:
             own = [plan for plan in plans if method != "frontier" or plan.budget_id != FRONTIER_BUDGET]
             list(side_by_side(pool, [partial(METHODS[method], plan, given) for plan in own]))

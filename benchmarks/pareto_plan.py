@@ -118,12 +118,15 @@ def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) ->
     return max(means, key=lambda start: means[start])
 
 
-def rows_of_search(
-    rows: Sequence[dict[str, Any]], budget_id: str, supernets: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """Our rows that count and come from these supernets, given by search seed."""
+def network(row: Mapping[str, Any]) -> str:
+    """What a row trains: the architecture where that starts from float weights, else what the supernet is known by."""
+    return str(row.get("supernet", "")) if row["start"] == "supernet" else json.dumps(row["options"], sort_keys=True)
+
+
+def rows_of_search(rows: Sequence[dict[str, Any]], budget_id: str, networks: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Our rows that count and train these networks, given by search seed."""
     own = [row for row in rows if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main")]
-    return [row for row in own if row.get("supernet") == supernets.get(row["search_seed"])]
+    return [row for row in own if network(row) == networks.get(row["search_seed"])]
 
 
 class Searches:
@@ -176,6 +179,7 @@ class Plan:
     def __init__(
         self, setting: Setting, pool: Executor, budgets: Mapping[str, Mapping[str, float]], budget_id: str,
         seeds: Sequence[int], supernet: str = "ours", shared: str | None = None, searches: Searches | None = None,
+        untrained: int | None = None,
     ) -> None:  # fmt: skip
         """Nothing is trained yet.
 
@@ -188,11 +192,13 @@ class Plan:
             supernet: variant of the search whose supernet the baselines may start from.
             shared: budget that its search is for; None is this plan's own.
             searches: those of all plans that run side by side; None is this plan's own.
+            untrained: epochs that our networks get from float weights where our search trains nothing; None where it trains.
         """
         self.setting, self.pool, self.budgets, self.budget_id, self.seeds = setting, pool, budgets, budget_id, seeds
         self.searches = searches or Searches(setting, pool, budgets)
         own = budgets[budget_id]
-        self.ours = Job("ours", "main", budget_id, own, "selected", "supernet", supernet, 0, 0, search_budget=shared)
+        self.warm = Job("ours", "main", budget_id, own, "selected", "supernet", supernet, 0, 0, search_budget=shared)
+        self.ours = self.warm if untrained is None else self.cold("ours", untrained)
         self.floating = Job("float", "candidate", budget_id, own, "", "float", None, None, 0, FLOAT_EPOCHS)
 
     def trained(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -211,17 +217,22 @@ class Plan:
             write(self.setting)
         return [future.result() for future in waiting]
 
-    def searched(self, method: str = "ours", epochs: int | None = None) -> None:
-        """Our networks, or those of another variant of the search; with `epochs` from float weights, for so many."""
-        job = replace(self.ours, method=method, search=method)
-        if epochs is not None:
-            job = replace(job, start="float", epochs=epochs)
-        self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+    def cold(self, variant: str, epochs: int) -> Job:
+        """What a search that trains nothing selects, from float weights."""
+        return replace(self.warm, method=variant, search=variant, start="float", epochs=epochs)
+
+    def searched(self, job: Job | None = None) -> None:
+        """Our networks, or those of another job."""
+        self.trained([replace(job or self.ours, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
+
+    def other(self, variant: str) -> None:
+        """Networks of another variant of the search, from its supernet."""
+        self.searched(replace(self.warm, method=variant, search=variant))
 
     def reselected(self, method: str, role: str, variant: str, budget_id: str) -> None:
         """What the scores of a search for another budget select at this one, retrained from its supernet."""
         job = replace(
-            self.ours, method=method, role=role, architecture="reselected", search=variant, search_budget=budget_id
+            self.warm, method=method, role=role, architecture="reselected", search=variant, search_budget=budget_id
         )
         self.trained([replace(job, search_seed=seed, retrain_seed=seed) for seed in self.seeds])
 
@@ -231,12 +242,12 @@ class Plan:
         self.trained([replace(job, retrain_seed=seed) for seed in self.seeds])
 
     def variance(self) -> None:
-        """Our networks, retrained with two further seeds, three where the row that counts is of another search."""
+        """Our networks, retrained with two further seeds, three where the row that counts is another network."""
         jobs = [replace(self.ours, search_seed=seed, role="variance") for seed in self.seeds]
         rows = self.trained(
             [replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs]
         )
-        here = {row["search_seed"]: row["supernet"] for row in rows}
+        here = {row["search_seed"]: network(row) for row in rows}
         known = {row["search_seed"] for row in rows_of_search(finished(self.setting), self.budget_id, here)}
         self.trained([replace(job, retrain_seed=300 + job.search_seed) for job in jobs if job.search_seed not in known])
 
@@ -267,7 +278,7 @@ class Plan:
     def binas(self, budget_id: str) -> None:
         """What the estimators of BINAS' searches for another budget select at this one."""
         self._both_starts(
-            "binas", lambda seed: ["reselected"], replace(self.ours, search="binas", search_budget=budget_id)
+            "binas", lambda seed: ["reselected"], replace(self.warm, search="binas", search_budget=budget_id)
         )
 
     def random(self, count: int) -> None:
@@ -280,7 +291,7 @@ class Plan:
         Where another budget has decided that already, those of all seeds from that one. `searched`: of architectures that a
         search gives, whichever the start.
         """
-        supernet = replace(searched or self.ours, role="candidate")
+        supernet = replace(searched or self.warm, role="candidate")
         floating = self.floating if searched is None else replace(supernet, start="float", epochs=FLOAT_EPOCHS)
 
         def jobs(seed: int, start: str) -> list[Job]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pareto_plan import network
 from scipy import stats
 
 from dnas.report.plots import Panel, Point, pareto_picture
@@ -20,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 EARLIER = RESULTS / "cifar10_pareto_24_epochs.json"
 PICTURE, BRIDGED = RESULTS / "cifar10_pareto.png", RESULTS / "cifar10_bridges.json"
-METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "untrained", "score_function", "gumbel")
+METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "trained", "untrained", "score_function", "gumbel")
 
 
 def by_seed(
@@ -76,12 +77,20 @@ def difference(
 def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0.7) -> dict[str, Any] | None:
     """One search for all budgets minus a search of its own, paired by seed; `not_worse`: than by `margin`, at 95 %."""
     shared = [{**r, "method": "ours", "role": "main"} for r in rows if r["role"] == "frontier"]
-    own = [{**r, "method": "own"} for r in rows if r["method"] == "ours" and r["role"] == "main"]
+    own = [{**r, "method": "own"} for r in of_trained(rows, budget_id)]
     found = difference([*shared, *own], "own", budget_id)
     if found is None:
         return None
     low = found["mean"] - float(stats.t.ppf(0.95, found["n"] - 1) * stats.sem(found["values"]))
     return {**found, "margin": margin, "not_worse": low > -margin}
+
+
+def of_trained(rows: Sequence[dict[str, Any]], budget_id: str) -> list[dict[str, Any]]:
+    """The rows that count of searches that trained a supernet for this budget, whichever the default does there."""
+    own = [r for r in rows if (r["budget_id"], r["role"]) == (budget_id, "main")]
+    return [r for r in own if r["method"] == "trained"] or [
+        r for r in own if r["method"] == "ours" and r["start"] == "supernet"
+    ]
 
 
 def renamed(rows: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
@@ -137,13 +146,14 @@ def components(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
 def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
     """The components of our method at a budget, from searches that were retrained twice or more; None below 2 of these.
 
-    Of a search seed those retrainings count that start from the same supernet: that of another processor is another one.
+    Of a search seed those retrainings count that start from the same supernet (that of another processor is another one), or of
+    one architecture where that starts from float weights.
     """
     found: dict[int, dict[str, dict[int, float]]] = {}
     for row in rows:
         if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance"):
             supernets = found.setdefault(row["search_seed"], {})
-            supernets.setdefault(row.get("supernet", ""), {})[row["retrain_seed"]] = row["accuracy"]
+            supernets.setdefault(network(row), {})[row["retrain_seed"]] = row["accuracy"]
     groups = [max(supernets.values(), key=len) for supernets in found.values()]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
@@ -182,8 +192,9 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 BRIDGES = {
-    "ours": "neighbourhood search",
-    "untrained": "the same without training (search.epochs=0)",
+    "ours": "**dnas**' default",
+    "trained": "the same, a supernet trained (search.train=always)",
+    "untrained": "the same, nothing trained (search.epochs=0)",
     "binas": "BINAS' estimator, one for all budgets",
     "score_function": "score function, logits",
     "gumbel": "Gumbel-softmax search",
@@ -197,8 +208,8 @@ BRIDGES = {
 def discretisation(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, float] | None:
     """Supernet accuracy of the relaxed network minus that of the selected one, before retraining: mean, least and most."""
     gaps = []
-    for row in rows:
-        if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main") and "gap" in row:
+    for row in of_trained(rows, budget_id):
+        if "gap" in row:
             found = {entry["network"]: entry["accuracy"] for entry in row["gap"]}
             gaps.append(found["relaxed"] - found["selected"])
     return {"mean": statistics.mean(gaps), "least": min(gaps), "most": max(gaps), "n": len(gaps)} if gaps else None
@@ -236,8 +247,8 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
 NAMES = {
     "binas": "BINAS", "scores": "Sensitivities", "greedy": "Greedy", "score_function": "Score function", "gumbel": "Gumbel",
 }  # fmt: skip
-SHOWN = tuple(method for method in METHODS if method != "untrained")
-"""In pictures; the other is in the table of bridges."""
+SHOWN = tuple(method for method in METHODS if method not in ("trained", "untrained"))
+"""In pictures; the others are in the table of bridges."""
 
 
 def panel(found: dict[str, Any], budgets: Sequence[str], title: str, shown: Sequence[str] = SHOWN) -> Panel:

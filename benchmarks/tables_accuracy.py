@@ -96,7 +96,11 @@ def shared(content: dict[str, Any]) -> list[str]:
         if pair:
             shows = "not worse" if pair["not_worse"] else "not shown to be no worse"
             shown.append(f"{interval(pair)} at {found['bops']:.2%} ({shows} by {pair['margin']} points)")
-    return [f"One search for all budgets minus one per budget, paired: {'; '.join(shown)}."] if shown else []
+    return (
+        [f"One search for all budgets minus one per budget, all of them trained, paired: {'; '.join(shown)}."]
+        if shown
+        else []
+    )
 
 
 def spread(content: dict[str, Any]) -> list[str]:
@@ -174,7 +178,7 @@ def bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector, budget by budget."""
     heads = (
         "budget", "scores from", "test accuracy, %", "minus best uniform, paired", "p (Holm)",
-        "neighbourhood search minus it, paired", "p (Holm)", "images of the search", "of search and training",
+        "default minus it, paired", "p (Holm)", "images of the search", "of search and training",
     )  # fmt: skip
     lines = head(heads)
 

@@ -21,7 +21,8 @@ from quant.files import write_atomically
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
 LATER_KEYS = {
-    "search_from": None, "search.loosen": 1.0, "search.start": "uniform", "retrain.start": "supernet", "budget.energy_pj": None,
+    "search_from": None, "search.loosen": 1.0, "search.start": "uniform", "search.train": "always",
+    "retrain.start": "supernet", "budget.energy_pj": None,
     "cost.energy": asdict(EnergyConfig()),
 }  # fmt: skip
 """Keys that older run folders lack, with what such runs did."""

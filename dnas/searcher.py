@@ -1,6 +1,7 @@
 """The search as one call: train a supernet under a budget, then score its options."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores, no_scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
-from dnas.select.reference import dearest_architecture, loosened, widest_uniform
+from dnas.select.reference import bits_suffice, dearest_architecture, loosened, widest_uniform
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
@@ -81,7 +82,14 @@ def search(
         teacher.to(engine.device).eval()
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
-        space = supernet.space
+        space, asked = supernet.space, config.epochs
+        config = as_needed(config, space, budget)
+        if config.epochs != asked and engine.rank == 0:
+            engine.console.print(
+                "bits alone meet the budget with all filters: options are measured in the network as it is, and "
+                f"search.epochs={asked:g} are not spent (search.train=always trains the supernet)",
+                highlight=False,
+            )
         looser = loosened(space, budget, config.loosen) if config.rounds else budget
         for name in [name for name, cap in looser.caps.items() if cap > budget.caps[name] and engine.rank == 0]:
             engine.console.print(
@@ -177,11 +185,17 @@ def promising(
     return np.asarray(found or [[len(choice.options) - 1 for choice in space.choices]], dtype=np.int64)
 
 
+def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfig:
+    """The schedule with no epochs of training where `config.train` has the neighbourhood search do without."""
+    rounds = config.rounds if config.searcher == "neighbourhood" else 0
+    return replace(config, epochs=0) if rounds and config.train == "needed" and bits_suffice(space, budget) else config
+
+
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:
     """What a search costs: images that pass forwards, once or with a gradient, in training and in measuring options.
 
     Args:
-        config: the schedule.
+        config: the schedule, as needed.
         space: its options are measured.
         images: that train weights in one epoch.
     """

@@ -18,6 +18,7 @@ from dnas.search.supernet import Supernet
 
 SEARCHERS = ("gumbel", "neighbourhood", "score_function", "binas")
 NEIGHBOURHOOD_STARTS = ("uniform", "sensitivities")
+TRAINS = ("needed", "always")
 LEVELS = ("two", "one")
 SCORE_METHODS = ("measured", "gradient", "logits")
 
@@ -31,7 +32,8 @@ class SearchConfig:
     `mutation` is the probability that a choice takes another option than the current one (dnas.search.neighbourhood) and
     `loosen` the largest factor by which the budget that it trains around is looser (dnas.select.reference.loosened);
     it starts at the widest `uniform` network, or at what the `sensitivities` of the untrained network at its dearest options
-    select, and with no rounds ends there;
+    select, and with no rounds ends there; it trains weights `always`, or where that is `needed`
+    (dnas.select.reference.bits_suffice), else its rounds measure the network as it is and `epochs` are not spent;
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
     (dnas.search.score_function), without a gradient through the network;
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
@@ -57,6 +59,7 @@ class SearchConfig:
     mutation: float = 0.25
     loosen: float = 2.0
     start: str = "uniform"
+    train: str = "needed"
     samples: int = 4
     baseline: str = "leave_one_out"
     paths: int = 1
@@ -85,6 +88,8 @@ class SearchConfig:
             )
         if self.start not in NEIGHBOURHOOD_STARTS:
             raise ValueError(f"search.start is {self.start!r}; allowed: {list(NEIGHBOURHOOD_STARTS)}")
+        if self.train not in TRAINS:
+            raise ValueError(f"search.train is {self.train!r}; allowed: {list(TRAINS)}")
         if self.start == "sensitivities" and self.searcher != "neighbourhood":
             raise ValueError(
                 f"search.start is 'sensitivities' and search.searcher {self.searcher!r}; it goes with neighbourhood alone"

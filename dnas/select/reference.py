@@ -122,17 +122,7 @@ def loosened(space: Space, budget: Budget, factor: float) -> Budget:
         budget: what the selection has to meet.
         factor: at least 1, which leaves every budget as it is.
     """
-    costs = {name: build_cost(space, name, budget.functions) for name in budget.caps}
-    needs = [
-        {
-            name: cost.at(uniform_architecture(space, weight, act, 1.0, structure).positions())
-            for name, cost in costs.items()
-        }
-        for weight, act, structure in uniform_rules(space)
-    ]
-    limits = budget.limits(space)
-    shares = [{name: need[name] / limit for name, limit in limits.items()} for need in needs]
-    least = min(shares, key=lambda share: (max(share.values()), sum(share.values())), default=None)
+    least = full_width_shares(space, budget)
     if least is None or factor == 1 or max(least.values()) <= 1:
         return budget
     ratios = {name: min(share * (1 + ROUNDING), factor) if share > 1 else 1.0 for name, share in least.items()}
@@ -141,6 +131,29 @@ def loosened(space: Space, budget: Budget, factor: float) -> Budget:
     }
     looser = Budget(strength=budget.strength, rate=budget.rate, functions=budget.functions, **caps)
     return looser if _most_filters(space, looser) > _most_filters(space, budget) else budget
+
+
+def full_width_shares(space: Space, budget: Budget) -> dict[str, float] | None:
+    """What the cheapest uniform network that keeps all filters costs, as shares of all limits; None where there is none."""
+    limits = budget.limits(space)
+    costs = {name: build_cost(space, name, budget.functions) for name in limits}
+    found = []
+    for weight, act, structure in uniform_rules(space):
+        positions = uniform_architecture(space, weight, act, 1.0, structure).positions()
+        found.append({name: costs[name].at(positions) / limit for name, limit in limits.items()})
+    return min(found, key=lambda share: (max(share.values()), sum(share.values())), default=None)
+
+
+def bits_suffice(space: Space, budget: Budget) -> bool:
+    """Whether bits of whole layers alone meet the budget: a uniform network does that keeps all filters.
+
+    Not where kernels, depth or branches are searched, or where single filters decide: a network that was trained without
+    them says little about these options.
+    """
+    if any(choice.by_filter or choice.kind in STRUCTURE for choice in space.searched()):
+        return False
+    least = full_width_shares(space, budget)
+    return least is not None and max(least.values()) <= 1
 
 
 def _most_filters(space: Space, budget: Budget) -> int:

@@ -13,7 +13,7 @@ from dnas.report.estimator import estimator_pictures
 from dnas.search.effects import fit_effects
 from dnas.search.judge import judge_estimator, report
 from dnas.search.pool import Pool
-from dnas.searcher import JUDGED_FILE, POOL_FILE, images_seen
+from dnas.searcher import JUDGED_FILE, POOL_FILE, as_needed, images_seen
 from dnas.searcher import search as search_choices
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, save_weights
@@ -76,7 +76,9 @@ def search(run: Run) -> None:
         {
             "history": history,
             "seconds": epochs + scoring,
-            "images": images_seen(config.search, run.space, len(weights) * config.search.batch_size),
+            "images": images_seen(
+                as_needed(config.search, run.space, run.budget), run.space, len(weights) * config.search.batch_size
+            ),
         },
     )
     if config.search.searcher == "binas":

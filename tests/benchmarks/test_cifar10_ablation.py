@@ -78,8 +78,8 @@ def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, mon
     monkeypatch.setattr(pareto_plan, "write", lambda setting: None)
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
     plan = Plan(setting, Now(), BUDGETS, BUDGET, (0, 1))
-    plan.searched("gumbel")
-    plan.searched("score_function")
+    plan.other("gumbel")
+    plan.other("score_function")
     plan.reselected("binas", "main", "binas", FRONTIER_BUDGET)
     assert planned == [job(name, seed) for name in ("gumbel", "score function", "binas") for seed in (0, 1)]
 
@@ -123,7 +123,7 @@ def test_a_row_that_is_there_is_not_searched_for_again(tmp_path: Path, monkeypat
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
     for _ in range(2):
         run(setting, "mutation 0.1", 0)
-    assert searched == [("mutation_01", ("search.mutation=0.1",))]
+    assert searched == [("mutation_01", ("search.train=always", "search.mutation=0.1"))]
 
 
 def row(name: str, seed: int, accuracy: float, commit: str = "a") -> dict[str, Any]:

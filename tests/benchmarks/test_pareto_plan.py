@@ -67,7 +67,7 @@ class Benchmark:
         row = {
             "model": setting.model, "method": job.method, "role": job.role, "budget_id": job.budget_id,
             "architecture": job.architecture, "start": job.start, "retrain_seed": job.retrain_seed, "accuracy": value,
-            "search": job.search, "search_seed": job.search_seed,
+            "search": job.search, "search_seed": job.search_seed, "options": {"layer": job.search_seed},
             "search_budget": job.search_budget, "supernet": f"{self.machine} {job.search_seed}", "validation_accuracy": value,
             "float": digest(setting.runs / "float" / "float.safetensors"), "commit": "", "seconds": 1.0,
         }  # fmt: skip
@@ -218,6 +218,28 @@ def test_a_search_is_retrained_three_times_in_all_from_the_same_supernet(benchma
     for row in rows:
         row["accuracy"] = values[row["search_seed"]][row["retrain_seed"] // 100]
     assert nested(rows, "small") == components([values[0][1:], values[1]])
+
+
+def test_where_our_search_trains_nothing_networks_start_from_float_weights(benchmark: Benchmark) -> None:
+    """Baselines may start from the supernet of a search that trains; retrainings are of one architecture."""
+    plan = benchmark.plan("small", (0, 1), supernet="trained", untrained=5)
+    plan.searched()
+    plan.random(1)
+    assert [(j.method, j.start, j.search, j.epochs) for j in benchmark.trained] == [
+        ("ours", "float", "ours", 5), ("ours", "float", "ours", 5), ("random", "float", None, FLOAT_EPOCHS),
+        ("random", "supernet", "trained", None), ("random", "supernet", "trained", None),
+    ]  # fmt: skip
+    benchmark.machine = "other"
+    plan.variance()
+    again = [job for job in benchmark.trained if job.role == "variance"]
+    assert [(job.start, job.search, job.epochs, job.retrain_seed) for job in again] == [
+        ("float", "ours", 5, seed) for seed in (100, 101, 200, 201)
+    ]  # fmt: skip
+    values = {0: [50.0, 61.0, 62.0], 1: [70.0, 71.0, 72.0]}
+    rows = [row for row in finished(benchmark.setting) if row["method"] == "ours"]
+    for row in rows:
+        row["accuracy"] = values[row["search_seed"]][row["retrain_seed"] // 100]
+    assert nested(rows, "small") == components([values[0], values[1]])
 
 
 def test_rows_of_another_float_network_are_left_alone(benchmark: Benchmark) -> None:

@@ -19,7 +19,8 @@ def row(method: str, seed: int, accuracy: float, role: str = "main", **others: A
     return {
         "model": "resnet8", "method": method, "role": role, "budget_id": "w2a2", "budgets": {"bops": 0.07},
         "costs": {"bops": 0.069}, "search_seed": seed, "retrain_seed": seed, "accuracy": accuracy, "architecture": "W2 A2",
-        "validation_accuracy": accuracy + 1 + seed * (method == "ours"), "images_search": 1, "images_retrain": 2, **others,
+        "validation_accuracy": accuracy + 1 + seed * (method == "ours"), "images_search": 1, "images_retrain": 2,
+        "start": "supernet", "options": {}, **others,
     }  # fmt: skip
 
 
@@ -98,6 +99,21 @@ def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> No
     assert one_search(ROWS, "w2a2") is None
 
 
+def test_where_ours_trains_nothing_one_search_is_compared_with_trained_ones_and_so_is_the_gap() -> None:
+    gap = [{"network": "relaxed", "accuracy": 70.0}, {"network": "selected", "accuracy": 68.5}]
+    own = [{**one, "method": "trained", "gap": gap} for one in ROWS if one["method"] == "ours"]
+    less = (0.1, 0.3, 0.2)
+    shared = [{**one, "role": "frontier", "accuracy": one["accuracy"] - by} for one, by in zip(own, less, strict=True)]
+    wide = [{**gap[0], "accuracy": 90.0}, gap[1]]
+    ours = [row("ours", seed, 79.0 + seed**2, start="float", gap=wide) for seed in range(3)]
+    others = [one for one in ROWS if one["method"] != "ours"]
+    found = verdict([*others, *own, *shared, *ours])["budgets"]["w2a2"]
+    assert found["one search"]["mean"] == pytest.approx(-0.2)
+    assert found["discretisation gap"] == {"mean": 1.5, "least": 1.5, "most": 1.5, "n": 3}
+    assert found["methods"]["ours"]["mean"] == pytest.approx(79 + 5 / 3)
+    assert found["methods"]["trained"]["mean"] == pytest.approx(77.0)
+
+
 def test_the_difference_on_validation_images_stands_beside_that_on_test_images() -> None:
     found = verdict(ROWS)["budgets"]["w2a2"]
     test, validation = found["differences"]["ours - uniform"], found["validation"]
@@ -160,9 +176,9 @@ def test_the_tables_show_what_the_rows_tell() -> None:
     assert "between searches" in full
     assert "(2 searches, 2 retrainings of each)" in full
     assert (
-        "One search for all budgets minus one per budget, paired: -0.23, -0.61 to +0.15 at 7.00% (not worse by 0.7"
-        in full
+        "One search for all budgets minus one per budget, all of them trained, paired: -0.23, -0.61 to +0.15 at" in full
     )
+    assert "to +0.15 at 7.00% (not worse by 0.7" in full
     heads, own, *_ = (line for line in full.splitlines() if line.startswith("| ") and "---" not in line)
     cells = dict(zip(heads.split(" | "), own.split(" | "), strict=True))
     assert cells["dnas - uniform, paired"].startswith("+1.03")

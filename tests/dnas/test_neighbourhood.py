@@ -239,7 +239,7 @@ def test_a_search_for_a_small_budget_is_that_for_the_looser_one() -> None:
     for narrow in (True, False):
         model, space = built()
         caps = shares(space, 2, 2, 0.5 if narrow else 1.0)["bops"] * 1.0001
-        config = SearchConfig(searcher="neighbourhood", epochs=1, rounds=2, score_images=16, loosen=4.0)
+        config = SearchConfig(searcher="neighbourhood", epochs=1, rounds=2, score_images=16, loosen=4.0, train="always")
         supernet = Supernet(model, space, seed=3)
         budget = Budget(bops=caps)
         scores, _ = search(supernet, budget, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE))
@@ -300,7 +300,7 @@ def test_the_images_of_a_search_are_counted() -> None:
     model, space = built()
     supernet = Supernet(model, space)
     passed = images_passed(supernet.model)
-    config = SearchConfig(searcher="neighbourhood", epochs=2, rounds=2, score_images=16)
+    config = SearchConfig(searcher="neighbourhood", epochs=2, rounds=2, score_images=16, train="always")
     empty = Counted(2, 0)
     search(supernet, BUDGET, Counted(0), Counted(1), empty, model, config, Engine(ENGINE))
     assert sum(passed) == images_seen(config, space, 6 * 8)

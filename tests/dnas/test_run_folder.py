@@ -15,7 +15,8 @@ from tests.small import SMALL, dnas
 def content(**changes: object) -> DictConfig:
     plain = {
         "stage": "all", "seed": 0, "folder": None, "search_from": None,
-        "search": {"epochs": 3, "loosen": 2.0, "start": "uniform", "optimiser": {"lr": 0.1}}, "retrain": {"start": "supernet"},
+        "search": {"epochs": 3, "loosen": 2.0, "start": "uniform", "train": "needed", "optimiser": {"lr": 0.1}},
+        "retrain": {"start": "supernet"},
         "engine": {"device": "cpu", "precision": "fp32"}, "report": {"title": ""},
     }  # fmt: skip
     return OmegaConf.create(plain | changes)
@@ -53,7 +54,11 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
     before = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(RunError) as caught:
         open_run(
-            tmp_path, content(seed=1, search={"epochs": 3, "loosen": 2.0, "start": "uniform", "optimiser": {"lr": 0.2}})
+            tmp_path,
+            content(
+                seed=1,
+                search={"epochs": 3, "loosen": 2.0, "start": "uniform", "train": "needed", "optimiser": {"lr": 0.2}},
+            ),
         )
     text = str(caught.value)
     assert "seed is 0 there, 1 here" in text
@@ -65,13 +70,18 @@ def test_differing_keys_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_before_a_key_was_there_is_one_that_did_without(tmp_path: Path) -> None:
     open_run(tmp_path, content()).create()
     older = OmegaConf.load(tmp_path / "config.yaml")
-    del older["search_from"], older["search"]["loosen"], older["search"]["start"], older["retrain"]["start"]
+    del older["search_from"], older["search"]["loosen"], older["search"]["start"], older["search"]["train"]
+    del older["retrain"]["start"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(older))
     stored = stored_config(tmp_path)
-    assert (stored.search.loosen, stored.search.start, stored.retrain.start) == (1.0, "uniform", "supernet")
-    with pytest.raises(RunError, match=r"search.loosen is 1.0 there, 2.0 here"):
+    assert (stored.search.loosen, stored.search.start, stored.search.train) == (1.0, "uniform", "always")
+    assert stored.retrain.start == "supernet"
+    with pytest.raises(
+        RunError, match=r"(?s)search.loosen is 1.0 there, 2.0 here.*search.train is 'always' there, 'needed'"
+    ):
         open_run(tmp_path, content())
-    open_run(tmp_path, content(search={"epochs": 3, "loosen": 1.0, "start": "uniform", "optimiser": {"lr": 0.1}}))
+    same = {"epochs": 3, "loosen": 1.0, "start": "uniform", "train": "always", "optimiser": {"lr": 0.1}}
+    open_run(tmp_path, content(search=same))
 
 
 def test_a_users_own_section_without_later_keys_goes_on(tmp_path: Path) -> None:
@@ -94,9 +104,10 @@ def test_a_users_own_section_without_later_keys_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_name_of_a_folder_is_what_it_was_before_a_key_was_there() -> None:
-    older = content(search={"epochs": 3, "loosen": 1.0, "start": "uniform"})
+    older = content(search={"epochs": 3, "loosen": 1.0, "start": "uniform", "train": "always"})
     before = digest(older)
-    del older["search_from"], older["search"]["loosen"], older["search"]["start"], older["retrain"]["start"]
+    del older["search_from"], older["retrain"]["start"]
+    older["search"] = {"epochs": 3}
     assert digest(older) == before
 
 

@@ -55,7 +55,9 @@ def test_the_first_round_trains_around_what_sensitivities_select(monkeypatch: py
         return measure_scores(supernet, base, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(import_module("dnas.search.neighbourhood"), "measure_scores", noted)
-    config = SearchConfig(searcher="neighbourhood", start="sensitivities", epochs=1, rounds=2, score_images=16)
+    config = SearchConfig(
+        searcher="neighbourhood", start="sensitivities", epochs=1, rounds=2, score_images=16, train="always"
+    )
     weights, held_back = Counted(0), Counted(1)
     _, history = search(
         Supernet(model, space, seed=3), BUDGET, weights, held_back, Counted(2), None, config, Engine(ENGINE)
@@ -100,7 +102,9 @@ def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(tm
     def run(checkpoint: Path | None, rounds: int) -> tuple[Scores, Supernet]:
         model, space = built()
         supernet = Supernet(model, space, seed=3)
-        config = SearchConfig(searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, score_images=16)
+        config = SearchConfig(
+            searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, score_images=16, train="always"
+        )
         scores, _ = search(
             supernet, BUDGET, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), checkpoint
         )
@@ -136,7 +140,7 @@ def test_the_images_of_such_a_search_are_counted(rounds: int, epochs: int) -> No
     supernet = Supernet(model, space)
     passed = images_passed(supernet.model)
     config = SearchConfig(
-        searcher="neighbourhood", start="sensitivities", epochs=epochs, rounds=rounds,
+        searcher="neighbourhood", start="sensitivities", epochs=epochs, rounds=rounds, train="always",
         score_images=SENSITIVITY_IMAGES // 2,
     )  # fmt: skip
     held_back = Counted(1, SENSITIVITY_IMAGES // 8)
