@@ -15,7 +15,7 @@ SMALL = (
     "model.arguments.stem_padding=[1,1]", "data=digits", "data.limit_train=200", "budget.bops=0.2",
     "space.weight_bits=[2,4,8]", "space.act_bits=[2,4,8]", "space.filters=[0.5,1.0]", "space.calibration_images=32",
     "pretrain.epochs=2", "pretrain.batch_size=64", "search.epochs=2", "search.batch_size=32", "search.score_images=64",
-    "search.score_rounds=1", "retrain.epochs=2", "retrain.uniform_candidates=1", "export.images=20",
+    "search.train=always", "search.score_rounds=1", "retrain.epochs=2", "retrain.uniform_candidates=1", "export.images=20",
     "export.qonnx_images=2", "engine.progress=false",
 )  # fmt: skip
 

@@ -69,6 +69,7 @@ def search(run: Run) -> None:
     )
     board.heat_maps(len(history) + 1)  # a step of its own, which a resumed run hides and writes again
     board.close()
+    needed = as_needed(config.search, run.space, run.budget)
     epochs = sum(numbers["seconds"] for numbers in history)
     scoring = time.perf_counter() - start - sum(numbers["seconds"] for numbers in history[done:])
     run.folder.write_json(
@@ -76,9 +77,8 @@ def search(run: Run) -> None:
         {
             "history": history,
             "seconds": epochs + scoring,
-            "images": images_seen(
-                as_needed(config.search, run.space, run.budget), run.space, len(weights) * config.search.batch_size
-            ),
+            "images": images_seen(needed, run.space, len(weights) * config.search.batch_size),
+            "epochs": needed.epochs,
         },
     )
     if config.search.searcher == "binas":

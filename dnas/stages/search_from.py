@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dnas.run import RunError, RunFolder, differences, identity, is_run_folder, stored_config
-from dnas.searcher import JUDGED_FILE, POOL_FILE
+from dnas.searcher import JUDGED_FILE, POOL_FILE, as_needed
 from dnas.stages.context import Run
 from quant.files import write_atomically
 
@@ -99,6 +99,12 @@ def take_search(run: Run, source: RunFolder) -> None:
     # of a source that took it itself: the first
     run.folder.write_json("search.json", found | {"taken_from": found.get("taken_from", taken)})
     run.console.print(f"search: taken from {source.path}", highlight=False)
+    if found.get("epochs") == 0 and as_needed(run.config.search, run.space, run.budget).epochs > 0:
+        run.console.print(
+            "it trained nothing, because bits alone met its budget; they do not meet this one, for which a search of its own "
+            "trains a supernet: leave search_from out for that",
+            highlight=False,
+        )
 
 
 def _budgets(source: RunFolder) -> dict[str, Any]:

@@ -139,3 +139,21 @@ def test_an_estimator_is_told_for_the_new_budget(tmp_path: Path, monkeypatch: py
     first, second = (json.loads((tmp_path / name / "estimator.json").read_text()) for name in ("first", "second"))
     assert first["effects"] == second["effects"]
     assert open_folder(tmp_path / "second").architecture().cost("weight_bits", relative=True) <= 0.5
+
+
+def test_a_search_that_trained_nothing_says_so_where_a_budget_takes_more_than_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = (*SMALL, "search.train=needed")
+    for stage in ("preflight", "search"):
+        assert dnas(monkeypatch, f"stage={stage}", "folder=first", *given) == 0
+    found = json.loads((tmp_path / "first" / "search.json").read_text())
+    assert found["epochs"] == 0
+    assert "search.epochs=2 are not spent" in " ".join(capsys.readouterr().out.split())
+    for bops, told in ((0.3, False), (0.07, True)):
+        wanted = ("search_from=first", f"budget.bops={bops}", f"folder=for_{bops}")
+        for stage in ("preflight", "search", "select"):
+            assert dnas(monkeypatch, f"stage={stage}", *given, *wanted) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("it trained nothing, because bits alone met its budget" in out) is told
