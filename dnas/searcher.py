@@ -84,7 +84,7 @@ def search(
     if config.searcher == "neighbourhood":
         space, asked = supernet.space, config.epochs
         config = as_needed(config, space, budget)
-        if config.epochs != asked and engine.rank == 0:
+        if config.epochs != asked and config.rounds and engine.rank == 0:
             engine.console.print(
                 "bits alone meet the budget with all filters: options are measured in the network as it is, and "
                 f"search.epochs={asked:g} are not spent (search.train=always trains the supernet)",
@@ -186,9 +186,11 @@ def promising(
 
 
 def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfig:
-    """The schedule with no epochs of training where `config.train` has the neighbourhood search do without."""
-    rounds = config.rounds if config.searcher == "neighbourhood" else 0
-    return replace(config, epochs=0) if rounds and config.train == "needed" and bits_suffice(space, budget) else config
+    """The schedule, with no epochs of training where the neighbourhood search has no rounds or `config.train` spares them."""
+    if config.searcher != "neighbourhood":
+        return config
+    spared = config.rounds == 0 or (config.train == "needed" and bits_suffice(space, budget))
+    return replace(config, epochs=0) if spared else config
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:

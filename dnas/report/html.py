@@ -47,6 +47,7 @@ from dnas.space.architecture import FRONTIER
 from quant.files import write_atomically
 
 _BASELINE_NAMES = {"uniform": "the best uniform network", "random": "random networks at equal cost"}
+UNTRAINED = "No weights were trained here: each round measured the options in the network as it was, and selected."
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:
@@ -202,7 +203,10 @@ def _training(report: Mapping[str, Any]) -> Markup | None:
     for stage, history in (report.get("history") or {}).items():
         if history:
             picture = training_picture(history, report.get("budgets"))
-            parts += [tag("h3", str(stage).capitalize()), figure(picture, f"training-{len(parts)}")]
+            parts.append(tag("h3", str(stage).capitalize()))
+            if stage == "search" and report.get("untrained"):
+                parts.append(tag("p", UNTRAINED, "note"))
+            parts.append(figure(picture, f"training-{len(parts)}"))
     return section("Training", *parts) if parts else None
 
 

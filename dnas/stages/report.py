@@ -136,6 +136,7 @@ def _content(run: Run, rows: list[dict[str, Any]], names: list[str]) -> dict[str
         },
         "gap": selection["gap"],
         "taken_from": _taken(run),
+        "untrained": run.folder.read_json("search.json", "search").get("epochs") == 0,
         "frontier": _optional(run, "frontier.json"),
         "estimator": _optional(run, "estimator.json"),
         "certificate": asdict(certificate) | {"seconds": selection.get("seconds")} if certificate else None,

@@ -107,6 +107,12 @@ def words_of(content: dict[str, Any]) -> str:
     return " ".join(Reader(f"<body>{found}</body>").text().split())
 
 
+@pytest.mark.parametrize("untrained", [False, True])
+def test_a_search_that_trained_no_weights_says_so(untrained: bool) -> None:
+    page = render(report(history={"search": [{"accuracy": 50.0}]}, untrained=untrained))
+    assert ("No weights were trained here" in Reader(page).text()) is untrained
+
+
 def test_page_holds_every_part_and_refers_to_nothing_outside(tmp_path: Path) -> None:
     write_html(
         report(history={"search": [{"loss": 1.0, "bops_expected_over_budget": 2.0}]}), tmp_path / "a/report.html"
