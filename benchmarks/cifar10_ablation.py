@@ -47,7 +47,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "binas": VARIANTS["binas"],
     "binas without sandwich": (*VARIANTS["binas"], "search.sandwich=false"),
 }
-"""Settings of the search by the name of the change; retraining is the experiment's in all of them."""
+"""Settings of the search by the name of the change; retraining is the Pareto benchmark's in all of them."""
 FROM_FLOAT = " from float"
 """Ends the name of a change whose selection is trained from float weights instead, with the epochs that baselines get."""
 CHANGES = {name: ("search.train=always", *settings) for name, settings in CHANGES.items()}

@@ -15,7 +15,7 @@ with one search for all budgets. Every row holds its images. At every budget:
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
-- within (not by default): our search without a looser budget to go around (search.loosen=1), at 3.5 % alone another search.
+- within (not by default): at 3.5 % our search without a looser budget to go around (search.loosen=1).
 - untrained (not by default): at 3.5 % what the larger budgets have, rounds of measuring the float network (search.epochs=0).
 - variance (not by default): our networks, retrained with further seeds. frontier: what the scores of the trained search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
@@ -139,8 +139,16 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
                 )
             )  # fmt: skip
         for method in given.methods:
-            own = [plan for plan in plans if method != "frontier" or plan.budget_id != FRONTIER_BUDGET]
+            own = [plan for plan in plans if differs(method, plan)]
             list(side_by_side(pool, [partial(METHODS[method], plan, given) for plan in own]))
+
+
+def differs(method: str, plan: Plan) -> bool:
+    """Whether a method is another one than ours at a budget: there ours trains nothing, here all of these do, or none."""
+    if method == "frontier":
+        return plan.budget_id != FRONTIER_BUDGET
+    trains = plan.ours.start == "supernet"
+    return {"trained": not trains, "within": trains, "untrained": trains}.get(method, True)
 
 
 if __name__ == "__main__":

@@ -82,14 +82,14 @@ def search(
         teacher.to(engine.device).eval()
     sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
-        space, asked = supernet.space, config.epochs
-        config = as_needed(config, space, budget)
-        if config.epochs != asked and config.rounds and engine.rank == 0:
+        space = supernet.space
+        if spared(config, space, budget) and engine.rank == 0:
             engine.console.print(
                 "bits alone meet the budget with all filters: options are measured in the network as it is, and "
-                f"search.epochs={asked:g} are not spent (search.train=always trains the supernet)",
+                f"search.epochs={config.epochs:g} are not spent (search.train=always trains the supernet)",
                 highlight=False,
             )
+        config = as_needed(config, space, budget)
         looser = loosened(space, budget, config.loosen) if config.rounds else budget
         for name in [name for name, cap in looser.caps.items() if cap > budget.caps[name] and engine.rank == 0]:
             engine.console.print(
@@ -185,12 +185,16 @@ def promising(
     return np.asarray(found or [[len(choice.options) - 1 for choice in space.choices]], dtype=np.int64)
 
 
+def spared(config: SearchConfig, space: Space, budget: Budget) -> bool:
+    """Whether `config.train` spares the epochs of a neighbourhood search."""
+    trains = config.searcher == "neighbourhood" and config.rounds and config.epochs
+    return bool(trains and config.train == "needed" and bits_suffice(space, budget))
+
+
 def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfig:
     """The schedule, with no epochs of training where the neighbourhood search has no rounds or `config.train` spares them."""
-    if config.searcher != "neighbourhood":
-        return config
-    spared = config.rounds == 0 or (config.train == "needed" and bits_suffice(space, budget))
-    return replace(config, epochs=0) if spared else config
+    without = config.searcher == "neighbourhood" and config.rounds == 0
+    return replace(config, epochs=0) if without or spared(config, space, budget) else config
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:

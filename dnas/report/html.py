@@ -47,7 +47,7 @@ from dnas.space.architecture import FRONTIER
 from quant.files import write_atomically
 
 _BASELINE_NAMES = {"uniform": "the best uniform network", "random": "random networks at equal cost"}
-UNTRAINED = "No weights were trained here: each round measured the options in the network as it was, and selected."
+UNTRAINED = "No weights were trained here: the options were measured in the network as it was."
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:

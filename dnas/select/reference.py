@@ -88,8 +88,15 @@ def uniform_rules(space: Space) -> list[tuple[int, int, dict[str, int]]]:
         for weight, act, *sides in product(
             widths["weight_bits"] or [0], widths["act_bits"] or [0], *structures.values()
         )
-        if (space.pairs is None or (weight, act) in space.pairs) and all((weight, act) in pairs for pairs in joint)
+        if _runs(space, weight, act) and all((weight, act) in pairs for pairs in joint)
     ]
+
+
+def _runs(space: Space, weight: int, act: int) -> bool:
+    """Whether a pair of widths is legal, 0 standing for the widths of a side that is not searched, layer by layer."""
+    if space.pairs is None or (weight, act) in space.pairs:
+        return True
+    return 0 in (weight, act) and legal(space, uniform_architecture(space, weight, act).positions())
 
 
 def uniform_candidates(space: Space, budget: Budget) -> list[Architecture]:

@@ -157,3 +157,8 @@ def test_a_search_that_trained_nothing_says_so_where_a_budget_takes_more_than_bi
             assert dnas(monkeypatch, f"stage={stage}", *given, *wanted) == 0
         out = " ".join(capsys.readouterr().out.split())
         assert ("it trained nothing, because bits alone met its budget" in out) is told
+    for stage in ("select", "frontier", "retrain", "export", "report"):
+        assert dnas(monkeypatch, f"stage={stage}", "folder=first", *given) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "filters have to go, of which this search, which trained nothing, knows little" in out
+    assert json.loads((tmp_path / "first" / "report.json").read_text())["untrained"]
