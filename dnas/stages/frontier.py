@@ -6,7 +6,6 @@ import time
 from dnas.report.estimator import frontier_picture
 from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
-from dnas.searcher import spared
 from dnas.select.pareto_front import frontier as select_frontier
 from dnas.select.reference import full_width_shares
 from dnas.space.cost import reference_cost
@@ -54,12 +53,9 @@ def frontier(run: Run) -> None:
         f"folder and search_from={run.folder.path}",
         highlight=False,
     )
-    least = full_width_shares(run.space, Budget(functions=run.functions, **{name: reference}))
-    if (
-        spared(run.config.search, run.space, run.budget)
-        and least
-        and points[0]["costs"][name] < least[name] * reference
-    ):
+    trained, search = run.folder.read_json("search.json", "search").get("epochs"), run.config.search
+    least = full_width_shares(run.space, Budget(functions=run.functions, **{name: 1.0}))
+    if trained == 0 and search.rounds and search.epochs and least and points[0]["relative"] < least[name]:
         run.console.print(
             f"below {least[name]:.2%} filters have to go, of which this search, which trained nothing, knows little; a search "
             "for such a budget trains a supernet",
