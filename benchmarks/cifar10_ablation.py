@@ -30,7 +30,7 @@ from quant.files import write_atomically
 RESULT = HERE / "results" / "cifar10_ablation.json"
 BUDGET = "w2a2"
 UNCHANGED = "unchanged"
-CHANGES: dict[str, tuple[str, ...]] = {
+ALTERED: dict[str, tuple[str, ...]] = {
     UNCHANGED: (),
     "one round": ("search.rounds=1",),
     "five rounds": ("search.rounds=5",),
@@ -47,11 +47,12 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "binas": VARIANTS["binas"],
     "binas without sandwich": (*VARIANTS["binas"], "search.sandwich=false"),
 }
-"""Settings of the search by the name of the change; retraining is the Pareto benchmark's in all of them."""
+"""What each change sets, beside that the search trains."""
 FROM_FLOAT = " from float"
 """Ends the name of a change whose selection is trained from float weights instead, with the epochs that baselines get."""
-CHANGES = {name: ("search.train=always", *settings) for name, settings in CHANGES.items()}
+CHANGES = {name: ("search.train=always", *settings) for name, settings in ALTERED.items()}
 CHANGES |= {name + FROM_FLOAT: CHANGES[name] for name in (UNCHANGED, "one step per round", "sensitivities first")}
+"""Settings of the search by the name of the change; retraining is the Pareto benchmark's in all of them."""
 AGAINST = {
     "gumbel soft": "gumbel", "binas without sandwich": "binas", "one step per round from float": "unchanged from float",
     "sensitivities first from float": "unchanged from float",

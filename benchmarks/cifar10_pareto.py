@@ -144,7 +144,7 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
 
 
 def differs(method: str, plan: Plan) -> bool:
-    """Whether a method is another one than ours at a budget: there ours trains nothing, here all of these do, or none."""
+    """Whether a method is another one than ours at a budget; `trained`, `within` and `untrained` are so at some alone."""
     if method == "frontier":
         return plan.budget_id != FRONTIER_BUDGET
     trains = plan.ours.start == "supernet"

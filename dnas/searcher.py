@@ -222,7 +222,6 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
     measured = rounds * config.score_images
     if config.start == "sensitivities":
         measured += max(config.score_images, SENSITIVITY_IMAGES)
-        trained = trained if rounds else 0
     return round(trained + measured * (1 + others))
 
 

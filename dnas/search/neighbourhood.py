@@ -7,8 +7,9 @@ budget at all times: the user's, or, where that leaves no uniform network of ful
 (`dnas.select.reference.loosened`); what the last round goes to meets the user's.
 
 With `start=sensitivities` a measurement comes before the first round, the one that toolkits without a supernet take: in the
-untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all. With `epochs=0`
-rounds measure and select without training: sensitivities around what meets the budget.
+untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all. With `epochs=0`,
+or where `train=needed` spares them (`dnas.searcher.as_needed`), rounds measure and select without training: sensitivities
+around what meets the budget.
 """
 
 from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from dnas.search.neighbourhood import SENSITIVITY_IMAGES, NeighbourhoodTraining
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
-from dnas.searcher import first_architecture, images_seen, search
+from dnas.searcher import as_needed, first_architecture, images_seen, search
 from dnas.select.reference import dearest_architecture
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
@@ -145,7 +145,7 @@ def test_the_images_of_such_a_search_are_counted(rounds: int, epochs: int) -> No
     )  # fmt: skip
     held_back = Counted(1, SENSITIVITY_IMAGES // 8)
     search(supernet, BUDGET, Counted(0), held_back, Counted(2, 0), model, config, Engine(ENGINE))
-    assert sum(passed) == images_seen(config, space, 6 * 8)
+    assert sum(passed) == images_seen(as_needed(config, space, BUDGET), space, 6 * 8)
 
 
 @pytest.mark.parametrize(
