@@ -1,10 +1,10 @@
 """The seed thesis' own network: `python benchmarks/cifar10_resnet20.py /path/to/cifar10.zip` adds what is missing to the rows.
 
-ResNet-20 on CIFAR-10 (JPEG) at the exact cost of its uniform W2A2, for which the thesis' code reached 80.1 %: ours, as
-`dnas experiment=cifar10_resnet20` gives it, and uniform W2A2 from the same float network by the same recipe, which sees no fewer
-images in training than ours in search and training. Of all uniform networks of this cost that is the one that won in
-ResNet-8's benchmark; the others are not tried here. 45,000 images train weights, the 10,000 test images are read once per row.
-Resumes; writes results/cifar10_resnet20.json and its verdict.
+ResNet-20 on CIFAR-10 (JPEG) at the exact cost of its uniform W2A2, for which the thesis' code reached 80.1 %: our default, and
+uniform W2A2 from the same float network by the same recipe, which sees no fewer images in training than ours in search and
+training. Of all uniform networks of this cost that is the one that won in ResNet-8's benchmark; the others are not tried here.
+45,000 images train weights, the float network's in bf16; the 10,000 test images are read once per row. Resumes; writes
+results/cifar10_resnet20.json and its verdict.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def run(given: argparse.Namespace) -> None:
     epochs = (f"pretrain.epochs={FLOAT_EPOCHS}", f"retrain.epochs={EPOCHS}")
     data, runs = str(Path(given.data).resolve()), given.runs.resolve()
     setting = Setting(data, runs, RESULT, "resnet20", "cifar10_resnet20", epochs)
-    float_network(setting, BUDGETS["w2a2"])
+    float_network(setting, BUDGETS["w2a2"], "bf16")
     restore(setting)
     with processes(given.jobs) as pool:
         plan = Plan(setting, pool, BUDGETS, "w2a2", given.seeds, untrained=EPOCHS)

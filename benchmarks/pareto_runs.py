@@ -140,8 +140,11 @@ def caps(budgets: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(f"budget.{name}={value}" for name, value in budgets.items())
 
 
-def float_network(setting: Setting, budgets: Mapping[str, float]) -> dict[str, Any]:
-    """The float network that everything starts from and distils from: that of the results, or trained now; its row."""
+def float_network(setting: Setting, budgets: Mapping[str, float], precision: str = "fp32") -> dict[str, Any]:
+    """The float network that everything starts from and distils from: that of the results, or trained now; its row.
+
+    `precision`: of its training, as the engine takes it.
+    """
     folder, kept = setting.runs / "float", float_weights(setting.model)
     run = setting.stages(folder, ("preflight",), *caps(budgets))
     row, weights = folder / "row.json", folder / "float.safetensors"
@@ -154,13 +157,15 @@ def float_network(setting: Setting, budgets: Mapping[str, float]) -> dict[str, A
     model, config = run.model(), run.config.pretrain
     train = run.batches(run.data.training(), config.batch_size, True, "float")
     validation = run.batches("validation", 500, False)
-    training = float_training(model, train, validation, config, run.engine)
-    run.engine.fit(training, folder / "float.ckpt", Board(None), run.config.seed)
+    engine = Engine(EngineConfig(threads=1, compile=setting.compile, precision=precision, progress=False), QUIET)
+    training = float_training(model, train, validation, config, engine)
+    engine.fit(training, folder / "float.ckpt", Board(None), run.config.seed)
     save_weights(weights, model)
     found = {
         "model": setting.model, "method": "float", "role": "main", "budget_id": None, "budgets": {}, "costs": {},
         "search_seed": None, "retrain_seed": run.config.seed, **accuracies(run, model), "images_search": 0,
-        "images_retrain": len(train) * config.batch_size * config.epochs, "float": digest(weights), **stamp(start),
+        "images_retrain": len(train) * config.batch_size * config.epochs, "float": digest(weights), "precision": precision,
+        **stamp(start),
     }  # fmt: skip
     write_atomically(row, json.dumps(found, indent=1))
     write_atomically(kept, weights.read_bytes())
