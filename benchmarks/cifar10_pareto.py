@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
     parser.add_argument(
         "--fresh", action="store_true",
-        help="train these networks again, in a new --runs; rows that start from a supernet of theirs are dropped",
+        help="train these networks again, in a new --runs; what counted and was trained on another processor is kept beside "
+        "them, rows that start from a supernet of theirs are dropped",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any
 
 from pareto_runs import Job, Setting, digest, search, train
 
+from dnas.space.latency import processor
 from quant.files import write_atomically
 
 FLOAT_EPOCHS = 6
@@ -19,6 +20,8 @@ RANDOM = 3
 COUNTED = ("main", "candidate")
 """Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
 WRITING = threading.Lock()
+ELSEWHERE = "elsewhere"
+"""Role of what counted until it was trained again on another processor."""
 FINALISTS = 2
 """Uniform networks that seed 0 trains in full after an epoch of all of them."""
 
@@ -37,7 +40,8 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
 
     Args:
         setting: where.
-        fresh: which rows are not taken: they are to be trained again. Nor are those that start from a search of theirs.
+        fresh: which rows are not taken: they are to be trained again. Nor are those that start from a supernet of theirs. One
+            that counted and names another processor than this one is kept beside its successor.
 
     Raises:
         RuntimeError: the run folder holds another row than the result file for the same network.
@@ -51,9 +55,13 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
     for row in rows:
         if row["method"] == "float" or (row["model"], row["float"]) != (setting.model, here):
             continue
-        file = setting.runs / "rows" / f"{row['key']}.json"
-        if fresh(row) or (row.get("search") and _search(row) in again):
+        if fresh(row):
+            if row["role"] != "main" or row.get("processor") in (None, processor()):
+                continue
+            row = {**row, "role": ELSEWHERE, "key": f"{row['key']}-{row['processor'].replace(' ', '_')}"}
+        elif row["start"] == "supernet" and _search(row) in again:
             continue
+        file = setting.runs / "rows" / f"{row['key']}.json"
         if not file.exists():
             write_atomically(file, json.dumps(row, indent=1))
         elif _differs(json.loads(file.read_text(encoding="utf-8")), row):
@@ -83,17 +91,17 @@ def with_roles(rows: Sequence[dict[str, Any]], decided: str | None = None) -> li
     Where one budget has decided which start that is, only rows of this one are, of uniform networks as well.
     """
     found = [dict(row) for row in rows]
-    for row in found:
-        if row["method"] not in ("uniform", "random", "binas") or row["role"] == "screen":
+    judged = [row for row in found if row["role"] not in ("screen", ELSEWHERE)]
+    for row in judged:
+        if row["method"] not in ("uniform", "random", "binas"):
             continue
-        elsewhere = better_start(found, row["method"], decided) if decided else None
+        shared = better_start(judged, row["method"], decided) if decided else None
         if row["method"] == "uniform":
-            cell = [r for r in found if _cell(r) == _cell(row) and r["role"] != "screen"]
-            cell = [r for r in cell if elsewhere in (None, r["start"])]
+            cell = [r for r in judged if _cell(r) == _cell(row) and shared in (None, r["start"])]
             best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]), default=None)
             row["role"] = "main" if row is best else "candidate"
         else:
-            start = elsewhere or better_start(found, row["method"], row["budget_id"])
+            start = shared or better_start(judged, row["method"], row["budget_id"])
             row["role"] = "main" if start in (None, row["start"]) else "candidate"
     return found
 
@@ -109,7 +117,7 @@ def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) ->
     """
     found: dict[str, dict[str, float]] = {"float": {}, "supernet": {}}
     for row in rows:
-        if _cell(row) == (method, budget_id, 0) and row["role"] != "screen":
+        if _cell(row) == (method, budget_id, 0) and row["role"] not in ("screen", ELSEWHERE):
             found[row["start"]][row["architecture"]] = row["validation_accuracy"]
     both = set(found["float"]) & set(found["supernet"])
     if not both:

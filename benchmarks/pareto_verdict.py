@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_plan import network
+from pareto_plan import ELSEWHERE, network
 from scipy import stats
 
 from dnas.report.plots import Panel, Point, pareto_picture
@@ -147,19 +147,27 @@ def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | N
     """The components of our method at a budget, from searches that were retrained twice or more; None below 2 of these.
 
     Of a search seed those retrainings count that start from the same supernet (that of another processor is another one), or of
-    one architecture where that starts from float weights.
+    one architecture where that starts from float weights, and that one kind of processor did.
     """
-    found: dict[int, dict[str, dict[int, float]]] = {}
+    found: dict[int, dict[tuple[str, str | None], dict[int, float]]] = {}
     for row in rows:
-        if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance"):
-            supernets = found.setdefault(row["search_seed"], {})
-            supernets.setdefault(network(row), {})[row["retrain_seed"]] = row["accuracy"]
-    groups = [max(supernets.values(), key=len) for supernets in found.values()]
+        if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance", ELSEWHERE):
+            networks = found.setdefault(row["search_seed"], {})
+            networks.setdefault((network(row), row.get("processor")), {})[row["retrain_seed"]] = row["accuracy"]
+    groups = [max(networks.values(), key=len) for networks in found.values()]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
         return None
     size = min(len(group) for group in groups)
     return components([[group[seed] for seed in sorted(group)[:size]] for group in groups])
+
+
+def elsewhere(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
+    """Ours minus what the same search and training reached on another processor, paired by seed; None below 2 seeds."""
+    own = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == ("ours", budget_id, ELSEWHERE)]
+    before = [{**r, "method": ELSEWHERE, "role": "main"} for r in own]
+    found = difference([*rows, *before], ELSEWHERE, budget_id)
+    return found and {**found, "processors": sorted({r["processor"] for r in before})}
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -180,6 +188,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "validation": difference(rows, "uniform", budget, "validation_accuracy"),
             "discretisation gap": discretisation(rows, budget),
             "one search": one_search(rows, budget),
+            "elsewhere": elsewhere(rows, budget),
             "ours - within": difference(rows, "within", budget),
             "ours - within, validation": difference(rows, "within", budget, "validation_accuracy"),
             "binas - uniform": difference(renamed(rows, "binas"), "uniform", budget),
@@ -235,7 +244,8 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
     if one is None:
         return None
     if method == "uniform":  # what chose them: trainings of one epoch, and of what was not chosen
-        tried = [r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id) and r["role"] != "main"]
+        cell = [r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id)]
+        tried = [r for r in cell if r["role"] not in ("main", ELSEWHERE)]
         one["images_search"] = sum(r["images_retrain"] for r in tried)
     return {
         "method": method, "label": BRIDGES[method], **one,

@@ -52,7 +52,8 @@ def verdict(content: dict[str, Any]) -> str:
         f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images.",
         mlperf_tiny(content),
     ]
-    return "\n".join([*lines, "", *notes, *corrected(content), *loosened(content), *shared(content), *spread(content)])
+    notes += [*corrected(content), *loosened(content), *shared(content), *spread(content), *elsewhere(content)]
+    return "\n".join([*lines, "", *notes])
 
 
 def mlperf_tiny(content: dict[str, Any]) -> str:
@@ -112,6 +113,16 @@ def spread(content: dict[str, Any]) -> list[str]:
         for found in content["budgets"].values()
         if (split := found["variance"])
     ]
+
+
+def elsewhere(content: dict[str, Any]) -> list[str]:
+    """What the processor makes of our search and training."""
+    pairs = [(found["bops"], pair) for found in content["budgets"].values() if (pair := found["elsewhere"])]
+    if not pairs:
+        return []
+    names = " and ".join(sorted({name for _, pair in pairs for name in pair["processors"]}))
+    shown = "; ".join(f"{interval(pair)} at {bops:.2%}" for bops, pair in pairs)
+    return [f"dnas minus the same search and training on {names}, paired: {shown}."]
 
 
 def binas(content: dict[str, Any]) -> str:

@@ -271,6 +271,34 @@ def test_rows_that_are_to_be_trained_again_are_left_alone(benchmark: Benchmark) 
     assert {(r["role"], r["budget_id"]) for r in rows if r["key"] in kept} == {("screen", "small"), ("main", "large")}
 
 
+def test_what_counted_on_another_processor_stands_beside_what_is_trained_again(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = benchmark.plan("small", (0,))
+    plan.uniform(["a", "bb"])
+    plan.searched(plan.cold("ours", 5))
+    rows = [{**row, "processor": "the former one"} for row in json.loads(benchmark.setting.result.read_text())]
+    given = Namespace(fresh=True, methods=["ours", "uniform"], budgets=["small"], seeds=[0])
+    monkeypatch.setattr(pareto_plan, "processor", lambda: "the former one")
+    for expected in (set(), {"ours", "uniform"}):
+        for file in (benchmark.setting.runs / "rows").iterdir():
+            file.unlink()
+        benchmark.setting.result.write_text(json.dumps(rows))
+        restore(benchmark.setting, lambda row: again(row, given))
+        kept = [row for row in finished(benchmark.setting) if row["role"] != "screen"]
+        assert {(row["method"], row["role"]) for row in kept} == {(method, "elsewhere") for method in expected}
+        monkeypatch.setattr(pareto_plan, "processor", lambda: "another one")
+    plan.uniform(["a", "bb"])
+    plan.searched(plan.cold("ours", 5))
+    after = json.loads(benchmark.setting.result.read_text())
+    for method in ("ours", "uniform"):
+        (before,) = [row for row in rows if (row["method"], row["role"]) == (method, "main")]
+        (counts,) = [row for row in after if (row["method"], row["role"]) == (method, "main")]
+        (former,) = [row for row in after if (row["method"], row["role"]) == (method, "elsewhere")]
+        assert counts["key"] == before["key"]
+        assert {**former, "role": "main", "key": before["key"]} == before
+
+
 def test_a_new_training_of_what_has_no_search_leaves_searches_and_other_seeds_alone(benchmark: Benchmark) -> None:
     plan = benchmark.plan("small", (0, 1))
     plan.searched()

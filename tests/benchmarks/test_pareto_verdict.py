@@ -89,6 +89,22 @@ def test_the_verdict_is_json_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
+def test_retrainings_on_two_processors_are_not_mixed_and_their_difference_is_shown() -> None:
+    former = [
+        row("ours", seed, accuracy, "elsewhere", processor="former") for seed, accuracy in enumerate((76.8, 76.9, 77.0))
+    ]
+    more = [row("ours", seed, 76.0 + seed, "variance", retrain_seed=5, processor="former") for seed in range(2)]
+    assert nested([*ROWS, *former], "w2a2") is None
+    assert nested([*ROWS, *former, *more], "w2a2") == components([[76.8, 76.0], [76.9, 77.0]])
+    found = verdict([*ROWS, *former])
+    expected = stats.ttest_rel([77.0, 76.5, 77.5], [76.8, 76.9, 77.0])
+    pair = found["budgets"]["w2a2"]["elsewhere"]
+    assert (pair["mean"], pair["p"]) == (pytest.approx(0.1), pytest.approx(expected.pvalue))
+    assert found["budgets"]["w2a2"]["methods"] == verdict(ROWS)["budgets"]["w2a2"]["methods"]
+    assert "dnas minus the same search and training on former, paired: +0.10, " in table(found)
+    assert "same search and training on" not in table(verdict(ROWS))
+
+
 def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> None:
     shared = [row("ours", seed, accuracy, "frontier") for seed, accuracy in enumerate((76.8, 76.4, 77.1))]
     found = one_search([*ROWS, *shared], "w2a2")
