@@ -99,6 +99,11 @@ class Board:
         if self._writer is not None:
             self._writer.add_image(name, picture.pixels(), step, dataformats="HWC")
 
+    def text(self, name: str, lines: Sequence[str], step: int) -> None:
+        """Sentences, a paragraph each."""
+        if self._writer is not None:
+            self._writer.add_text(name, "\n\n".join(lines), step)
+
     def hparams(self, params: Mapping[str, Any], metrics: Mapping[str, float], step: int | None = None) -> None:
         """Settings and results of this run, for comparison between runs, in this folder (not in a sub-run).
 

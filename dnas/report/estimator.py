@@ -126,7 +126,10 @@ def interactions_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def agreement_picture(judged: Mapping[str, Any]) -> Picture:
-    """The estimator on sub-networks that it was not fitted to: predicted against measured, over pool sizes, beside others."""
+    """The estimator on sub-networks that it was not fitted to: predicted against measured, over pool sizes, beside others.
+
+    Beside learned predictors and cost alone, and within the half of the sub-networks in the middle of the costs.
+    """
     figure = Figure(figsize=(WIDTH, 3.6))
     axes = figure.add_axes((0.075, 0.16, 0.3, 0.74))
     dress(axes)
@@ -137,7 +140,8 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.set_xlabel("Predicted accuracy, %", size=9.5, color=INK)
     axes.set_ylabel("One-shot accuracy, %", size=9.5, color=INK)
     low, high = found["tau_interval"]
-    axes.set_title(f"Kendall tau {found['tau']:.2f} ({low:.2f} to {high:.2f})", loc="left", size=9.5, color=INK)
+    ranks = f"Kendall {found['tau']:.2f} ({low:.2f} to {high:.2f}), Spearman {found['spearman']:.2f}"
+    axes.set_title(ranks, loc="left", size=8.5, color=INK)
     axes = figure.add_axes((0.45, 0.16, 0.22, 0.74))
     dress(axes)
     sizes = judged["sizes"]
@@ -150,7 +154,10 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.set_title(f"Kendall tau, n = {found['n']}", loc="left", size=9.5, color=INK)
     axes = figure.add_axes((0.8, 0.16, 0.185, 0.74))
     dress(axes)
-    rows = {"estimator": found, **judged["predictors"], "cost alone": judged["cost alone"]}
+    rows = {
+        "estimator": found, **judged["predictors"], "cost alone": judged["cost alone"],
+        "estimator,\nmiddle costs": judged["band"], "cost alone,\nmiddle costs": judged["cost alone in band"],
+    }  # fmt: skip
     values = list(rows.values())
     axes.errorbar(
         [row["tau"] for row in values], range(len(rows)), xerr=_bars(values), color=COLOURS[0], fmt="o", ms=4, lw=1.4

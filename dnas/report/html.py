@@ -260,9 +260,29 @@ def _estimator(report: Mapping[str, Any]) -> Markup | None:
         f"{found['misfit_variance']:.2f} (points squared). {judged['enough']:,} of {judged['sizes'][-1]['records']:,} "
         f"records are needed for this ranking of left-out sub-networks, within {HELD} of Kendall's tau."
     )
-    sentences = [tag("p", sentence) for sentence in found["findings"]]
+    sentences = [tag("p", sentence) for sentence in (*found["findings"], *_promised(report))]
     pictures = [figure(p, name.replace(" ", "-"), captions[name]) for name, p in estimator_pictures(found).items()]
     return section("Estimator", tag("p", text, "note"), *sentences, *pictures)
+
+
+def _promised(report: Mapping[str, Any]) -> list[str]:
+    """What the estimator says of the selected network, beside what that is in the supernet and after retraining.
+
+    The total of an estimator's scores is its prediction less the intercept (`Estimator.scores`).
+    """
+    found, certificate = report["estimator"], report.get("certificate")
+    ours = best_row(rows_of(report.get("rows") or [], "ours"))
+    selected = [entry for entry in report.get("gap") or [] if entry["network"] == "selected"]
+    if certificate is None or ours is None or ours.get("validation_accuracy") is None or not selected:
+        return []
+    missed = [a - b for a, b in zip(found["judged"]["predicted"], found["judged"]["measured"], strict=True)]
+    error = math.sqrt(sum(miss * miss for miss in missed) / len(missed))
+    predicted = float(found["intercept"]) + float(certificate["value"])
+    return [
+        f"Selected network: {predicted:.1f} % predicted (for left-out sub-networks it is {error:.1f} points off, root mean "
+        f"square), {float(selected[0]['accuracy']):.1f} % in the supernet, {float(ours['validation_accuracy']):.1f} % "
+        "retrained, both of the validation images."
+    ]
 
 
 def _frontier(report: Mapping[str, Any]) -> Markup | None:

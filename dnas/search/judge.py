@@ -137,25 +137,28 @@ def findings(space: Space, estimator: Estimator) -> list[str]:
 
 
 UNITS = {
-    "weight_bits": ("weight bits", "per bit"), "act_bits": ("activation bits", "per bit"),
-    "filters": ("filters", "from none to all of them"), "kernel": ("kernels", "per step of the side"),
-    "depth": ("depth", "per block"), "branch": ("optional branches", "each"),
+    "weight_bits": ("weight bits pay", "per bit"), "act_bits": ("activation bits pay", "per bit"),
+    "filters": ("filters pay", "from none to all of them"), "kernel": ("larger kernels pay", "per step of the side"),
+    "depth": ("depth pays", "per block"), "branch": ("optional branches pay", "each"),
 }  # fmt: skip
+"""What a kind of choice is called, with its verb, and the unit of its slope."""
 
 
 def _sentence(kind: str, parts: Mapping[str, Array], estimator: Estimator) -> str:
-    name, unit = UNITS.get(kind, (kind, "per option"))
+    pays, unit = UNITS.get(kind, (f"{kind} pays", "per option"))
+    pays = pays[0].upper() + pays[1:]
+    name = pays.rsplit(" ", 1)[0]
     order = sorted(parts, key=lambda part: -estimator.contrast(parts[part])[0])
     best, least = order[0], order[-1]
     slope, error = estimator.contrast(parts[best])
     if len(order) == 1:
-        return f"{name.capitalize()}: {slope:+.2f} +- {error:.2f} points {unit} in {best}."
+        return f"{name}: {slope:+.2f} +- {error:.2f} points {unit} in {best}."
     other, spread = estimator.contrast(parts[least])
     difference, deviation = estimator.contrast(parts[best] - parts[least])
     pairs = len(order) * (len(order) - 1) / 2
     if difference < float(norm.isf(0.025 / pairs)) * deviation:
-        return f"{name.capitalize()}: no part of the network differs from another by more than chance."
+        return f"{name}: no part of the network differs from another by more than chance."
     return (
-        f"{name.capitalize()} pay most in {best}: {slope:+.2f} +- {error:.2f} points {unit}; least in {least}: "
+        f"{pays} most in {best}: {slope:+.2f} +- {error:.2f} points {unit}; least in {least}: "
         f"{other:+.2f} +- {spread:.2f}."
     )

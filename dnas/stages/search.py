@@ -99,13 +99,13 @@ def write_estimator(run: Run) -> None:
     board.purge(0)
     for name, picture in estimator_pictures(content).items():
         board.image(f"estimator/{name}", picture, 0)
-    board.close()
     held_out, alone = judged["held_out"], judged["cost alone"]["tau"]
     low, high = held_out["tau_interval"]
-    run.console.print(
+    ranks = (
         f"estimator: Kendall tau {held_out['tau']:.2f} ({low:.2f} to {high:.2f}) on {held_out['n']} other sub-networks; "
-        f"cost alone {alone:.2f}",
-        highlight=False,
+        f"cost alone {alone:.2f}"
     )
-    for sentence in content["findings"]:
+    board.text("estimator/findings", [ranks, *content["findings"]], 0)
+    board.close()
+    for sentence in (ranks, *content["findings"]):
         run.console.print(sentence, highlight=False)

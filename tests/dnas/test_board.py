@@ -77,6 +77,17 @@ def test_one_heat_map_per_kind_and_the_architecture(tmp_path: Path) -> None:
             assert len(image.getcolors(1 << 20) or []) > 10
 
 
+def test_sentences_are_paragraphs_of_text(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.text("estimator/findings", ["Depth pays.", "Filters pay."], 0)
+    board.close()
+    events = read(tmp_path)
+    (tag,) = events.Tags()["tensors"]
+    assert tag == "estimator/findings/text_summary"
+    (event,) = events.Tensors(tag)
+    assert event.tensor_proto.string_val == [b"Depth pays.\n\nFilters pay."]
+
+
 def test_hparams_are_in_the_same_folder(tmp_path: Path) -> None:
     board = Board(tmp_path)
     params = {"seed": 1, "lr": 0.1, "mode": "gumbel", "hard": True, "layers": [1, 2], "none": None}

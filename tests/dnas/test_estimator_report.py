@@ -1,17 +1,25 @@
 """What the report says of an estimator: savings per option, other predictors, and pictures without empty panels."""
 
 import json
+import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dnas.report.estimator import estimator_pictures
-from dnas.search.effects import fit_effects
-from dnas.search.judge import HELD, enough, judge_estimator, report
+from dnas.report.html import render
+from dnas.search.budget import Budget
+from dnas.search.effects import fit_effects, part_of
+from dnas.search.judge import HELD, enough, findings, judge_estimator, report
 from dnas.search.predictors import PREDICTORS
+from dnas.select.select import select
 from dnas.space.choice import Layer
 from dnas.space.cost import build_cost
-from tests.dnas.test_effects import pool, small, truth
+from tests.dnas.test_effects import elastic, pool, small, truth
+from tests.dnas.test_report import Reader
+from tests.dnas.test_report import report as example_report
 
 
 def channels(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: int) -> float:
@@ -51,6 +59,54 @@ def test_savings_predictors_and_pictures() -> None:
     assert "effects per saved ms" not in without
     assert np.isfinite([entry["tau"] for entry in content["judged"]["sizes"]]).all()
     assert content["judged"]["enough"] == enough([(e["records"], e["tau"]) for e in content["judged"]["sizes"]])
+
+
+def test_what_it_promises_of_the_selected_network_is_its_prediction() -> None:
+    space = elastic()
+    value = truth(space, joint=0.3)
+    records, test = pool(space, value, 300, 0, noise=0.5), pool(space, value, 60, 1)
+    estimator = fit_effects(space, records)
+    judged = judge_estimator(space, records, test, build_cost(space, "bops"))
+    chosen = select(estimator.scores(space), space, Budget(bops=0.5))
+    assert chosen.certificate is not None
+    positions = chosen.positions()
+    (expected,) = estimator.predict(np.array([[positions[choice.name] for choice in space.choices]]))
+    missed = float(np.sqrt(np.mean((estimator.predict(test.positions) - test.accuracy) ** 2)))
+    content = example_report(
+        estimator=report(space, estimator, judged), certificate=asdict(chosen.certificate),
+        gap=[{"network": "selected", "relative": {"bops": 0.05}, "accuracy": 61.25}],
+    )  # fmt: skip
+    text = Reader(render(content)).text()
+    assert (
+        f"Selected network: {expected:.1f} % predicted (for left-out sub-networks it is {missed:.1f} points off" in text
+    )
+    assert "61.2 % in the supernet, 95.4 % retrained" in text
+    assert "Selected network" not in Reader(render({**content, "gap": []})).text()
+
+
+def test_findings_name_the_part_that_pays_most_and_by_how_much() -> None:
+    space = elastic()
+    depth = {choice.name: choice for choice in space.searched() if choice.kind == "depth"}
+    first, second = sorted(depth)
+    column = {choice.name: i for i, choice in enumerate(space.choices)}
+
+    def value(positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        found = np.full(len(positions), 60.0)
+        for name, slope in ((first, 0.5), (second, 3.0)):
+            found += slope * np.asarray(depth[name].options)[positions[:, column[name]]]
+        return found
+
+    sentences = findings(space, fit_effects(space, pool(space, value, 1500, 0, noise=0.2)))
+    assert len(sentences) == len({choice.kind for choice in space.searched()})
+    (own,) = [sentence for sentence in sentences if sentence.startswith("Depth")]
+    found = re.fullmatch(
+        r"Depth pays most in (\S+): \+(\S+) \+- (\S+) points per block; least in (\S+): \+(\S+) \+- \S+\.", own
+    )
+    assert found is not None, own
+    assert (found[1], found[4]) == (part_of(second), part_of(first))
+    assert (float(found[2]), float(found[5])) == (pytest.approx(3.0, abs=0.06), pytest.approx(0.5, abs=0.06))
+    for sentence in sentences:  # the ridge leaves others a hundredth of a point
+        assert sentence == own or all(abs(float(slope)) < 0.05 for slope in re.findall(r"[+-]\d\S+(?= \+-)", sentence))
 
 
 def test_the_smallest_pool_that_holds_the_ranking() -> None:
