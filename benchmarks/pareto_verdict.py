@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pareto_plan import ELSEWHERE, network
+from pareto_targets import targets
 from scipy import stats
 
 from dnas.report.plots import Panel, Point, pareto_picture
@@ -21,6 +22,10 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "cifar10_pareto.json"
 EARLIER = RESULTS / "cifar10_pareto_24_epochs.json"
 PICTURE, BRIDGED = RESULTS / "cifar10_pareto.png", RESULTS / "cifar10_bridges.json"
+ESTIMATORS, THESIS, RANK = (
+    RESULTS / name for name in ("estimators.json", "cifar10_resnet20_verdict.json", "cifar10_rank.json")
+)
+TARGETS = RESULTS / "cifar10_targets.json"
 METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "trained", "untrained", "score_function", "gumbel")
 
 
@@ -83,6 +88,16 @@ def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0
         return None
     low = found["mean"] - float(stats.t.ppf(0.95, found["n"] - 1) * stats.sem(found["values"]))
     return {**found, "margin": margin, "not_worse": low > -margin}
+
+
+def over_budgets(pairs: Sequence[dict[str, Any] | None], margin: float = 0.7) -> dict[str, Any] | None:
+    """One search for all budgets, as `one_search` says of each: the mean over budgets, seed by seed; None below 2 budgets."""
+    found = [pair for pair in pairs if pair]
+    if len(found) < 2:
+        return None
+    every = student([statistics.mean(values) for values in zip(*(pair["values"] for pair in found), strict=True)])
+    low = every["mean"] - float(stats.t.ppf(0.95, every["n"] - 1) * stats.sem(every["values"]))
+    return {**every, "margin": margin, "not_worse": low > -margin}
 
 
 def of_trained(rows: Sequence[dict[str, Any]], budget_id: str) -> list[dict[str, Any]]:
@@ -162,12 +177,46 @@ def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | N
     return components([[group[seed] for seed in sorted(group)[:size]] for group in groups])
 
 
+def between(values: Sequence[float], inside: float) -> dict[str, Any] | None:
+    """Standard deviation between random architectures, trained once each, less that of retraining; None below 2 of them.
+
+    Its 95 % interval is that of the sum of both (chi-squared), less the second.
+    """
+    if len(values) < 2:
+        return None
+    freedom, total = len(values) - 1, statistics.variance(values)
+    ends = [freedom * total / float(stats.chi2.ppf(q, freedom)) for q in (0.975, 0.025)]
+    low, middle, high = (max(0.0, variance - inside**2) ** 0.5 for variance in (ends[0], total, ends[1]))
+    return {"sd": middle, "interval": [low, high], "n": len(values)}
+
+
 def elsewhere(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
     """Ours minus what the same search and training reached on another processor, paired by seed; None below 2 seeds."""
     own = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == ("ours", budget_id, ELSEWHERE)]
     before = [{**r, "method": ELSEWHERE, "role": "main"} for r in own]
     found = difference([*rows, *before], ELSEWHERE, budget_id)
     return found and {**found, "processors": sorted({r["processor"] for r in before})}
+
+
+def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequence[str]) -> dict[str, Any] | None:
+    """The spread between seeds that methods share at all budgets: five seeds of one cell may lie together by chance.
+
+    Returns:
+        `sd`, its degrees of freedom, and `half`: that of a paired difference's 95 % interval, if both sides have it and seeds
+        share nothing.
+    """
+    cells = [
+        [statistics.mean(values) for values in by_seed(rows, method, budget).values()]
+        for method in methods
+        for budget in budgets
+    ]
+    cells = [cell for cell in cells if len(cell) > 1]
+    if not cells:
+        return None
+    freedom = sum(len(cell) - 1 for cell in cells)
+    sd = (sum((len(cell) - 1) * statistics.variance(cell) for cell in cells) / freedom) ** 0.5
+    seeds = min(len(cell) for cell in cells)
+    return {"sd": sd, "freedom": freedom, "half": float(stats.t.ppf(0.975, freedom)) * sd * (2 / seeds) ** 0.5}
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -182,11 +231,14 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             r["architecture"] for r in rows if (r["method"], r["budget_id"], r["role"]) == ("uniform", budget, "main")
         ]
         pairs = {f"ours - {other}": difference(rows, other, budget) for other in ("uniform", "random")}
+        drawn = [value for values in by_seed(rows, "random", budget).values() for value in values]
+        split = nested(rows, budget)
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
-            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": nested(rows, budget),
+            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": split,
+            "random architectures": between(drawn, split["retraining"]["sd"]) if split else None,
             "validation": difference(rows, "uniform", budget, "validation_accuracy"),
-            "discretisation gap": discretisation(rows, budget),
+            "gaps": {method: discretisation(rows, budget, method) for method in ("ours", "trained")},
             "one search": one_search(rows, budget),
             "elsewhere": elsewhere(rows, budget),
             "ours - within": difference(rows, "within", budget),
@@ -194,6 +246,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "binas - uniform": difference(renamed(rows, "binas"), "uniform", budget),
             "binas - random": difference(renamed(rows, "binas"), "random", budget),
         }  # fmt: skip
+    found["one search"] = over_budgets([content["one search"] for content in found["budgets"].values()])
+    found["pooled"] = pooled(rows, budgets, ("ours", "uniform"))
     for other in ("uniform", "random"):
         correct([content["differences"][f"ours - {other}"] for content in found["budgets"].values()])
         correct([content[f"binas - {other}"] for content in found["budgets"].values()])
@@ -214,14 +268,27 @@ BRIDGES = {
 }
 
 
-def discretisation(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, float] | None:
-    """Supernet accuracy of the relaxed network minus that of the selected one, before retraining: mean, least and most."""
-    gaps = []
-    for row in of_trained(rows, budget_id):
-        if "gap" in row:
-            found = {entry["network"]: entry["accuracy"] for entry in row["gap"]}
-            gaps.append(found["relaxed"] - found["selected"])
-    return {"mean": statistics.mean(gaps), "least": min(gaps), "most": max(gaps), "n": len(gaps)} if gaps else None
+def discretisation(rows: Sequence[dict[str, Any]], budget_id: str, method: str) -> dict[str, Any] | None:
+    """Supernet accuracy on validation images, before retraining, of the relaxed network and of the selected one.
+
+    Returns:
+        their mean, least and largest difference, and for every network (drawn options, too, where all rows have them) mean
+        accuracy and BOPs: what is compared differs in cost.
+    """
+    own = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == (method, budget_id, "main") and "gap" in r]
+    if not own:
+        return None
+    tables = [{entry["network"]: entry for entry in row["gap"]} for row in own]
+    gaps = [table["relaxed"]["accuracy"] - table["selected"]["accuracy"] for table in tables]
+    networks = {
+        name: {
+            "accuracy": statistics.mean(table[name]["accuracy"] for table in tables),
+            "bops": statistics.mean(table[name]["relative"]["bops"] for table in tables),
+        }
+        for name in ("relaxed", "sampled", "selected")
+        if all(name in table for table in tables)
+    }
+    return {"mean": statistics.mean(gaps), "least": min(gaps), "most": max(gaps), "n": len(gaps), "networks": networks}
 
 
 def bridges(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -292,6 +359,10 @@ def main() -> None:
     found, rows = judged(ROWS), json.loads(ROWS.read_text(encoding="utf-8"))
     picture([panel(found, list(found["budgets"]), "CIFAR-10, ResNet-8")], PICTURE)
     BRIDGED.write_text(json.dumps(bridges(rows), indent=1) + "\n", encoding="utf-8")
+    others = [
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else None for file in (ESTIMATORS, THESIS, RANK)
+    ]
+    TARGETS.write_text(json.dumps(targets(found, *others), indent=1) + "\n", encoding="utf-8")
     for budget, content in found["budgets"].items():
         print(budget, {k: v and round(v["mean"], 2) for k, v in content["methods"].items()}, content["differences"])
 

@@ -17,6 +17,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "dnas.Verdict": tables_accuracy.verdict,
     "dnas.BinasVerdict": tables_accuracy.binas,
     "dnas.Bridges": tables_accuracy.bridges,
+    "dnas.Targets": tables_accuracy.targets,
     "dnas.Ablation": tables_accuracy.ablation,
     "dnas.ThesisGrid": tables_accuracy.thesis_grid,
     "dnas.Estimators": tables_estimators.estimators,

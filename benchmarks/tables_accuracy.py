@@ -52,7 +52,8 @@ def verdict(content: dict[str, Any]) -> str:
         f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images.",
         mlperf_tiny(content),
     ]
-    notes += [*corrected(content), *loosened(content), *shared(content), *spread(content), *elsewhere(content)]
+    notes += [*corrected(content), *pooled(content), *loosened(content), *shared(content), *spread(content)]
+    notes += [*elsewhere(content), *gaps(content)]
     return "\n".join([*lines, "", *notes])
 
 
@@ -92,11 +93,11 @@ def loosened(content: dict[str, Any]) -> list[str]:
 def shared(content: dict[str, Any]) -> list[str]:
     """One search for all budgets, beside one per budget."""
     shown = []
-    for found in content["budgets"].values():
-        pair = found["one search"]
+    pairs = [(f"at {found['bops']:.2%}", found["one search"]) for found in content["budgets"].values()]
+    for where, pair in [*pairs, ("on their mean", content["one search"])]:
         if pair:
             shows = "not worse" if pair["not_worse"] else "not shown to be no worse"
-            shown.append(f"{interval(pair)} at {found['bops']:.2%} ({shows} by {pair['margin']} points)")
+            shown.append(f"{interval(pair)} {where} ({shows} by {pair['margin']} points)")
     return (
         [f"One search for all budgets minus one per budget, all of them trained, paired: {'; '.join(shown)}."]
         if shown
@@ -106,13 +107,47 @@ def shared(content: dict[str, Any]) -> list[str]:
 
 def spread(content: dict[str, Any]) -> list[str]:
     """What of the spread comes from searches, and what from retraining one network."""
+    lines = []
+    for found in content["budgets"].values():
+        if split := found["variance"]:
+            drawn = found["random architectures"]
+            random = f", {deviation(drawn)} between {drawn['n']} random architectures" if drawn else ""
+            lines.append(
+                f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {deviation(split['search'])} between "
+                f"searches, {deviation(split['retraining'])} between retrainings ({split['searches']} searches, "
+                f"{split['retrainings']} retrainings of each){random}."
+            )
+    return lines
+
+
+def pooled(content: dict[str, Any]) -> list[str]:
+    """How wide intervals are with the spread that all cells share."""
+    found = content["pooled"]
+    if found is None:
+        return []
     return [
-        f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {deviation(split['search'])} between searches, "
-        f"{deviation(split['retraining'])} between retrainings ({split['searches']} searches, {split['retrainings']} "
-        "retrainings of each)."
-        for found in content["budgets"].values()
-        if (split := found["variance"])
+        f"The spread between seeds, pooled over both methods and all budgets, is {found['sd']:.2f}; with it every interval of "
+        f"dnas - uniform reaches {found['half']:.2f} points to either side."
     ]
+
+
+def gaps(content: dict[str, Any]) -> list[str]:
+    """Supernet accuracy of the relaxed, the drawn and the selected networks, with what they cost."""
+    lines = []
+    for method, label in (("ours", "dnas"), ("trained", "with a supernet trained (search.train=always)")):
+        shown = []
+        for found in content["budgets"].values():
+            if gap := found["gaps"][method]:
+                networks = ", ".join(
+                    f"{name} {one['accuracy']:.1f} ({one['bops']:.1%})" for name, one in gap["networks"].items()
+                )
+                shown.append(f"{gap['mean']:+.1f} at {found['bops']:.2%}: {networks}")
+        if shown:
+            lines.append(
+                f"Relaxed minus selected network, {label}, validation accuracy in the supernet before retraining (BOPs): "
+                f"{'; '.join(shown)}."
+            )
+    return lines
 
 
 def elsewhere(content: dict[str, Any]) -> list[str]:
@@ -203,6 +238,14 @@ def bridges(content: dict[str, Any]) -> str:
                 f"| {budget['bops']:.2%} | {row['label']} | {mean(row)} | {interval(uniform)} | {p_value(uniform)} | "
                 f"{interval(ours)} | {p_value(ours)} | {images:,.0f} | {images + row['images_retrain']:,.0f} |"
             )
+    return "\n".join(lines)
+
+
+def targets(content: dict[str, Any]) -> str:
+    """What was to be shown, and what was found."""
+    lines = head(("figure", "target", "found", "met"))
+    for one in content["rows"]:
+        lines.append(f"| {one['figure']} | {one['target']} | {one['found']} | {'yes' if one['met'] else '**no**'} |")
     return "\n".join(lines)
 
 

@@ -173,8 +173,8 @@ def test_the_summary_does_not_depend_on_the_order_of_rows_and_is_a_table() -> No
 
 
 def test_differences_are_corrected_for_their_number() -> None:
-    changes = summary(ROWS)["changes"].values()
+    changes = summary([*ROWS, row("gumbel", 0, 78.9), row("gumbel", 2, 77.3)])["changes"].values()
     pairs = [found["difference"] for found in changes if found["difference"] and found["difference"]["p"] is not None]
-    expected = holm([pair["p"] for pair in pairs])
-    assert [pair["p_holm"] for pair in pairs] == expected
-    assert len(pairs) >= 1
+    assert len(pairs) == 3
+    assert [pair["p_holm"] for pair in pairs] == holm([pair["p"] for pair in pairs])
+    assert min(pair["p_holm"] for pair in pairs) == pytest.approx(3 * min(pair["p"] for pair in pairs))

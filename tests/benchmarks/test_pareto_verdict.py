@@ -11,7 +11,28 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from pareto_verdict import bridges, components, difference, holm, nested, one_search, panel, picture, verdict
+from pareto_targets import targets
+from pareto_verdict import (
+    BRIDGED,
+    EARLIER,
+    ESTIMATORS,
+    RANK,
+    TARGETS,
+    THESIS,
+    between,
+    bridges,
+    components,
+    difference,
+    holm,
+    nested,
+    one_search,
+    over_budgets,
+    panel,
+    picture,
+    pooled,
+    verdict,
+)
+from pareto_verdict import ROWS as ROWS_FILE
 from tables import table
 
 
@@ -116,7 +137,10 @@ def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> No
 
 
 def test_where_ours_trains_nothing_one_search_is_compared_with_trained_ones_and_so_is_the_gap() -> None:
-    gap = [{"network": "relaxed", "accuracy": 70.0}, {"network": "selected", "accuracy": 68.5}]
+    gap = [
+        {"network": "relaxed", "accuracy": 70.0, "relative": {"bops": 0.09}},
+        {"network": "selected", "accuracy": 68.5, "relative": {"bops": 0.07}},
+    ]
     own = [{**one, "method": "trained", "gap": gap} for one in ROWS if one["method"] == "ours"]
     less = (0.1, 0.3, 0.2)
     shared = [{**one, "role": "frontier", "accuracy": one["accuracy"] - by} for one, by in zip(own, less, strict=True)]
@@ -125,9 +149,92 @@ def test_where_ours_trains_nothing_one_search_is_compared_with_trained_ones_and_
     others = [one for one in ROWS if one["method"] != "ours"]
     found = verdict([*others, *own, *shared, *ours])["budgets"]["w2a2"]
     assert found["one search"]["mean"] == pytest.approx(-0.2)
-    assert found["discretisation gap"] == {"mean": 1.5, "least": 1.5, "most": 1.5, "n": 3}
+    networks = {"relaxed": {"accuracy": 70.0, "bops": 0.09}, "selected": {"accuracy": 68.5, "bops": 0.07}}
+    for one in networks.values():
+        one["bops"] = pytest.approx(one["bops"])
+    assert found["gaps"]["trained"] == {"mean": 1.5, "least": 1.5, "most": 1.5, "n": 3, "networks": networks}
+    assert found["gaps"]["ours"]["mean"] == 21.5
     assert found["methods"]["ours"]["mean"] == pytest.approx(79 + 5 / 3)
     assert found["methods"]["trained"]["mean"] == pytest.approx(77.0)
+
+
+def test_one_search_over_all_budgets_is_the_mean_seed_by_seed() -> None:
+    first, second = ({"values": values} for values in ([-0.2, -0.1, -0.4], [0.3, -0.5, 0.0]))
+    found = over_budgets([first, None, second])
+    assert found is not None
+    means = [0.05, -0.3, -0.2]
+    expected = stats.ttest_1samp(means, -0.7, alternative="greater")
+    assert found["values"] == pytest.approx(means)
+    assert found["not_worse"] == (expected.pvalue < 0.05)
+    assert over_budgets([first, None]) is None
+
+
+def test_the_pooled_spread_is_that_of_one_way_groups() -> None:
+    found = pooled(ROWS, ["w2a2"], ("ours", "uniform"))
+    assert found is not None
+    groups = [np.array([77.0, 76.5, 77.5]), np.array([76.0, 76.0, 75.9])]
+    within = sum(((group - group.mean()) ** 2).sum() for group in groups)
+    assert (found["freedom"], found["sd"]) == (4, pytest.approx((within / 4) ** 0.5))
+    interval = stats.ttest_ind(*groups).confidence_interval(0.95)  # equal variances, as many of each
+    assert found["half"] == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_between_random_architectures_is_what_retraining_leaves() -> None:
+    values = [60.0, 66.0, 70.0, 71.0]
+    found = between(values, 2.0)
+    assert found is not None
+    assert found["sd"] == pytest.approx((np.var(values, ddof=1) - 4.0) ** 0.5)
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(500):
+        drawn = between((3.0 * generator.standard_normal(5) + 0.5 * generator.standard_normal(5)).tolist(), 0.5)
+        assert drawn is not None
+        inside += drawn["interval"][0] <= 3.0 <= drawn["interval"][1]
+    assert inside / 500 == pytest.approx(0.95, abs=0.03)
+    assert between(values, 100.0) == {"sd": 0.0, "interval": [0.0, 0.0], "n": 4}
+    assert between([60.0], 1.0) is None
+
+
+def test_targets_are_met_where_the_numbers_say_so() -> None:
+    runs = [{"score function": {"sd": sd}, "score function, leave-one-out": {"sd": 1.0}} for sd in (20.0, 12.0)]
+    found = {row["figure"]: row for row in targets(verdict(ROWS), {"runs": runs})["rows"]}
+    own = found["dnas - best uniform, 7.00%"]
+    assert (own["target"], own["met"]) == ("interval above 0, mean at least +1.5", False)  # +1.03
+    better = [{**one, "accuracy": one["accuracy"] + 3 * (one["method"] == "ours")} for one in ROWS]
+    assert targets(verdict(better), {"runs": runs})["rows"][0]["met"]
+    assert found["leave-one-out cuts the score function's deviation"]["met"]
+    runs[0]["score function"]["sd"] = 9.0
+    (last,) = [row for row in targets(verdict(ROWS), {"runs": runs})["rows"] if row["figure"].startswith("leave")]
+    assert (last["met"], last["found"]) == (False, "9, 12 times")
+    assert found["budget spent by dnas"]["met"]
+    over = [{**one, "costs": {"bops": 0.0701}} if one["method"] == "ours" else one for one in ROWS]
+    assert not {r["figure"]: r for r in targets(verdict(over), {"runs": runs})["rows"]}["budget spent by dnas"]["met"]
+    few = verdict([{**one, "model": "resnet20", "accuracy": 89.0} for one in ROWS])
+    rows = targets(verdict(ROWS), {"runs": runs}, few)["rows"]
+    assert (rows[-1]["figure"], rows[-1]["found"], rows[-1]["met"]) == ("ResNet-20 at 7.00%, %", "89.00 (3)", True)
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_rows() -> None:
+    def close(one: Any, other: Any) -> None:
+        if isinstance(one, dict):
+            assert one.keys() == other.keys()
+            for key in one:
+                close(one[key], other[key])
+        elif isinstance(one, list):
+            assert len(one) == len(other)
+            for a, b in zip(one, other, strict=True):
+                close(a, b)
+        else:
+            assert one == (pytest.approx(other, rel=1e-6, abs=1e-9) if isinstance(other, float) else other)
+
+    def read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    for file in (ROWS_FILE, EARLIER):
+        close(json.loads(json.dumps(verdict(read(file)))), read(file.with_name(f"{file.stem}_verdict.json")))
+    close(json.loads(json.dumps(bridges(read(ROWS_FILE)))), read(BRIDGED))
+    others = [read(file) if file.exists() else None for file in (ESTIMATORS, THESIS, RANK)]
+    assert targets(read(ROWS_FILE.with_name("cifar10_pareto_verdict.json")), *others) == read(TARGETS)
 
 
 def test_the_difference_on_validation_images_stands_beside_that_on_test_images() -> None:
@@ -157,6 +264,7 @@ def test_every_family_of_differences_is_corrected() -> None:
     found = verdict([*every, *at(every, "small", 0.03, 1.0)])["budgets"]
     for pair in (
         lambda b: b["differences"]["ours - uniform"],
+        lambda b: b["differences"]["ours - random"],
         lambda b: b["binas - uniform"],
         lambda b: b["binas - random"],
     ):

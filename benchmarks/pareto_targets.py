@@ -1,0 +1,115 @@
+"""What the benchmark was to show, set down before it was run, and what it found: `pareto_verdict.py` writes the table.
+
+A target that an interval has to show is met where the interval does; those for a mean, where the mean does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+GAIN, GAIN_AT = 1.5, ("3.5%", "w2a2")
+"""Points that ours is to be ahead of uniform networks, and at which budgets."""
+SPENT, GAP, RATIO, TAU = 0.98, 1.0, 10.0, 0.7
+THESIS, AHEAD = 80.1, 8.0
+"""Accuracy (%) of W2A2 by the code of Zur's thesis, ResNet-20, and points that ours is to be ahead of it at its cost."""
+Row = dict[str, Any]
+
+
+def row(figure: str, target: str, found: str, met: bool) -> Row:
+    """A line of the table."""
+    return {"figure": figure, "target": target, "found": found, "met": met}
+
+
+def targets(
+    verdict: Mapping[str, Any],
+    estimators: Mapping[str, Any],
+    thesis: Mapping[str, Any] | None = None,
+    rank: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The table.
+
+    Args:
+        verdict: of ResNet-8's rows.
+        estimators: of the benchmark of gradient estimators.
+        thesis: verdict of ResNet-20's rows, if there are any.
+        rank: of the benchmark of rankings, if there is one.
+    """
+    rows: list[Row] = []
+    budgets = verdict["budgets"]
+    for name, content in budgets.items():
+        at = f"{content['bops']:.2%}"
+        pair = content["differences"]["ours - uniform"]
+        if pair:
+            least = GAIN if name in GAIN_AT else None
+            target = "interval above 0" + (f", mean at least {least:+.1f}" if least else "")
+            shown = f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}"
+            met = pair["low"] > 0 and (least is None or pair["mean"] >= least)
+            rows.append(row(f"dnas - best uniform, {at}", target, shown, met))
+    pairs = [c["differences"]["ours - random"] for c in budgets.values() if c["differences"]["ours - random"]]
+    if pairs:
+        lows = ", ".join(f"{pair['low']:+.2f}" for pair in pairs)
+        rows.append(
+            row(
+                "dnas - random, each budget",
+                "interval above 0",
+                f"from {lows} upwards",
+                all(p["low"] > 0 for p in pairs),
+            )
+        )
+    own = [content["methods"]["ours"] for content in budgets.values() if content["methods"]["ours"]]
+    if own:
+        least, most = min(one["spent"][0] for one in own), max(one["spent"][1] for one in own)
+        target = f"{SPENT:.0%} at least, never over"
+        rows.append(row("budget spent by dnas", target, f"{least:.1%} to {most:.1%}", least >= SPENT and most <= 1))
+        share = max(one["images_search"] / one["images_retrain"] for one in own)
+        rows.append(row("images of a search", "1 retraining's at most", f"{share:.2f}", share <= 1))
+    for content in budgets.values():
+        if split := content["variance"]:
+            search, retraining = split["search"], split["retraining"]
+            rows.append(
+                row(
+                    f"spread between searches, {content['bops']:.2%}",
+                    "less than between retrainings",
+                    f"{search['sd']:.2f} ({search['interval'][0]:.2f} to {search['interval'][1]:.2f}) and "
+                    f"{retraining['sd']:.2f} ({retraining['interval'][0]:.2f} to {retraining['interval'][1]:.2f})",
+                    search["sd"] < retraining["sd"],
+                )
+            )
+    found = [(c["bops"], c["gaps"]["ours"]["mean"]) for c in budgets.values() if c["gaps"]["ours"]]
+    if found:
+        shown = ", ".join(f"{gap:+.1f} at {bops:.2%}" for bops, gap in found)
+        met = all(gap < GAP for _, gap in found)
+        rows.append(row("relaxed minus selected, before retraining", f"under {GAP:g} point", shown, met))
+    for at, pair in [(f"{c['bops']:.2%}", c["one search"]) for c in budgets.values()] + [
+        ("mean", verdict["one search"])
+    ]:
+        if pair:
+            shown = f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}"
+            target = f"not worse by {pair['margin']:g}"
+            rows.append(
+                row(f"one search for all budgets, minus one each (trained), {at}", target, shown, pair["not_worse"])
+            )
+    ratios = [run["score function"]["sd"] / run["score function, leave-one-out"]["sd"] for run in estimators["runs"]]
+    shown = ", ".join(f"{ratio:.0f}" for ratio in sorted(ratios))
+    rows.append(
+        row(
+            "leave-one-out cuts the score function's deviation",
+            f"{RATIO:g} times at least",
+            f"{shown} times",
+            min(ratios) >= RATIO,
+        )
+    )
+    if rank:
+        agreement = rank["agreement"]["all"]["one-shot, trained"]
+        low, high = agreement["tau_interval"]
+        shown = f"{agreement['tau']:.2f}, {low:.2f} to {high:.2f}"
+        rows.append(
+            row("Kendall's tau, supernet against training", f"{TAU:g} at least", shown, agreement["tau"] >= TAU)
+        )
+    if thesis:
+        (content,) = thesis["budgets"].values()
+        if ours := content["methods"]["ours"]:
+            shown = f"{ours['mean']:.2f} ({ours['n']})"
+            target = f"{THESIS + AHEAD:.1f} at least, 3 seeds"
+            met = ours["mean"] >= THESIS + AHEAD and ours["n"] >= 3
+            rows.append(row(f"ResNet-20 at {content['bops']:.2%}, %", target, shown, met))
+    return {"type": "dnas.Targets", "version": 1, "rows": rows}
