@@ -2,9 +2,10 @@
 
 import time
 
-from dnas.search.budget import Budget
+from dnas.search.budget import Budget, BudgetError
 from dnas.search.scores import Scores
 from dnas.select.by_filter import select_by_filter
+from dnas.select.infeasible import SECONDS, explained
 from dnas.select.problem import Problem
 from dnas.select.solvers import check_solver, solve_problem
 from dnas.space.architecture import Architecture, Certificate
@@ -29,7 +30,8 @@ def select(
         an architecture that meets the budget in integers, with its certificate. Ties go to the dearer option.
 
     Raises:
-        BudgetError: no architecture of the space meets the budget, or none was found.
+        BudgetError: no architecture of the space meets the budget, or none was found; of budgets that do not hold together
+            with how far each would have to be raised.
         ValueError: scores that do not fit the space, or a solver that cannot take it.
         ModuleNotFoundError: a solver that is not installed.
     """
@@ -51,7 +53,11 @@ def select(
                 "space; leave space.granularity and space.act_granularity at layer"
             )
         return select_by_filter(scores, space, budget, costs, limits, time_limit)
-    found = solve_problem(Problem.of(space, scores, costs, limits), solver, time_limit)
+    problem = Problem.of(space, scores, costs, limits)
+    try:
+        found = solve_problem(problem, solver, time_limit)
+    except BudgetError as error:
+        raise explained(error, problem, space, min(time_limit, SECONDS)) from error
     positions = found.positions
     spent = {cost.name: cost.at(positions) for cost in costs}
     certificate = Certificate(

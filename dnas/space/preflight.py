@@ -65,15 +65,17 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
     return cost.at(position)
 
 
-def heaviest_choice(space: Space, cost: Cost) -> tuple[str, float] | None:
-    """The choice that enters most of the smallest architecture's cost, and that share: a cheaper option there frees most.
+def heaviest_choice(space: Space, cost: Cost, positions: Mapping[str, int] | None = None) -> tuple[str, float] | None:
+    """The choice that enters most of an architecture's cost, and that share: a cheaper option there frees most.
+
+    The architecture is the smallest one, or that of `positions`.
 
     Of choices of filters only those with several options: the others are the network's inputs and outputs. None where
     single filters decide, whose cost has no tables.
     """
     if cost.filters is not None:
         return None
-    position = {choice.name: 0 for choice in space.choices}
+    position = positions or {choice.name: 0 for choice in space.choices}
     totals = [
         constant + sum(factor.at(position) for factor in row)
         for row, constant in zip(cost.rows, cost.constants, strict=True)
