@@ -1,9 +1,10 @@
 """What all trainings share: optimiser, learning-rate schedule, distillation, accuracy, batch-norm statistics."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,10 +156,11 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
 
 
 @contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch at hand and keep their running statistics; everything else evaluates."""
+def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda norm: True) -> Iterator[None]:
+    """Batch norms, or which of them, normalise by the batch at hand and keep their running statistics; all else evaluates."""
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in norms if which(norm)]
     running = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
     model.eval()
     for norm in norms:
@@ -172,6 +174,11 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, variance, tracked
         for module, mode in modes:
             module.training = mode
+
+
+def is_initial(norm: Any) -> bool:
+    """Whether a batch norm's running statistics are those that it was made with."""
+    return norm.running_mean is not None and bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
 
 
 @torch.no_grad()

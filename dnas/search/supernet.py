@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas.recipe import batch_statistics, is_initial
 from dnas.search.choices import RelaxedChoices
 from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
@@ -175,15 +176,15 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, *inputs: Any) -> None:
-        """Sets every activation step to the least squared error on these inputs, as the float network sees them."""
-        training = {module: module.training for module in self.modules()}
-        try:
-            self.eval()
-            with self.quantisers_off(), watched(self.model) as seen:
-                self(*inputs)
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+        """Sets every activation step to the least squared error on these inputs, as the float network sees them.
+
+        Batch norms that have seen nothing yet take the statistics of these inputs, if there are several: their initial ones
+        would let activations fade or grow from layer to layer, as they do not in training.
+        """
+        several = any(isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 for x in inputs)
+        which = is_initial if several else lambda norm: False
+        with batch_statistics(self, which), self.quantisers_off(), watched(self.model) as seen:
+            self(*inputs)
         for activation, tensors in seen.items():
             activation.calibrate(tensors)
             if activation.channels is not None:

@@ -374,3 +374,28 @@ def test_relaxations_that_do_not_exist() -> None:
 def test_a_space_of_another_model() -> None:
     with pytest.raises(ValueError, match="another model"):
         Supernet(Residual(), make(Chain()).space)
+
+
+def test_calibration_takes_the_statistics_of_the_images_where_batch_norms_have_seen_none() -> None:
+    torch.manual_seed(0)
+    fading = nn.Conv2d(3, 8, 3, padding=1)
+    nn.init.normal_(fading.weight, std=1e-2)  # initial statistics leave activations this small
+    model = nn.Sequential(fading, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(16, 3, 8, 8)
+    trained = copy.deepcopy(model).train()
+    trained[1].momentum = None  # so that one pass makes the running statistics those of the images
+    trained(x)
+    trained.eval()
+    own = copy.deepcopy(trained)
+    own[1].running_var.mul_(4.0)  # type: ignore[operator]
+
+    def step(network: nn.Module, images: Tensor = x) -> float:
+        supernet = Supernet(network, build_space(network, x, (2, 8), (4,), (1.0,)), seed=0)
+        supernet.calibrate(images)
+        norm = next(m for m in supernet.modules() if isinstance(m, nn.BatchNorm2d))
+        assert torch.equal(norm.running_var, network[1].running_var)  # type: ignore[index]
+        return float(supernet.activations["3/act_bits"].steps.detach()[0])  # type: ignore[index,union-attr]
+
+    assert step(model) == pytest.approx(step(trained), rel=0.02)
+    assert step(own) == pytest.approx(step(trained) / 2, rel=0.1)
+    assert step(model, x[:1]) < 0.1 * step(model)  # one image has no statistics of its own
