@@ -3,16 +3,22 @@
 Chains as in section 7.3 of the estimator's design: L layers of 3x3 convolutions over four resolutions, K options each; an
 option is a width and a pair of bits. BOPs of a layer are kappa c_in a_in c_out w, of rank one. What an option loses grows as
 its width and its bits fall, times a log-normal sensitivity of the layer, with 15 % noise on every entry. A budget is the least
-cost plus a share of the range.
+cost plus a share of the range. BINAS' spaces have its preset's choices, and scores as its estimator gives them: what an
+option loses counts where its block runs, with joint effects of choices that meet in a layer.
 """
 
 from dataclasses import dataclass
 
+import hydra
 import numpy as np
 import torch
+from torch import nn
 
-from dnas.models import mobilenet, resnet
-from dnas.search.scores import Scores
+from dnas.cli import configuration_folder
+from dnas.config import parse_config
+from dnas.models import elastic_mobilenet, mobilenet, resnet
+from dnas.search.effects import gates_by_choice, pairs_of
+from dnas.search.scores import Scores, nested
 from dnas.select.problem import Problem
 from dnas.space.build import build_space
 from dnas.space.choice import Choice, Space
@@ -30,6 +36,15 @@ NETWORKS = {
     "resnet56": resnet.resnet56,
     "mobilenetv2": lambda: mobilenet.mobilenetv2(classes=10, stem="cifar"),
 }
+
+
+PRESETS = {
+    "elastic_mobilenet_cifar": ("elastic_mobilenet_cifar", "binas_cifar10", 32),
+    "elastic_mobilenet": ("elastic_mobilenet", "binas_imagenet", 224),
+}
+"""BINAS' spaces: configuration of the model and of the space, and the images' side."""
+JOINT = 0.1
+"""Of a joint effect, in what one option of both choices loses."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Instance:
         if self.kind == "chain":
             return chain(*self.size, self.share, self.costs, self.seed)
         space = network_space(self.kind)
-        return within(space, random_scores(space, self.seed), self.share, self.costs)
+        return within(space, scores_of(self.kind, space, self.seed), self.share, self.costs)
 
 
 def _losses(width: np.ndarray, weight: np.ndarray, act: np.ndarray) -> np.ndarray:
@@ -97,8 +112,18 @@ def _limit(low: float, high: float, share: float) -> float:
 
 
 def network_space(name: str) -> Space:
-    """A network for 32x32 images with all widths of bits and four shares of filters."""
+    """A network for 32x32 images with all widths of bits and four shares of filters; or one of BINAS' spaces."""
     torch.manual_seed(0)
+    if name in PRESETS:
+        model, space, side = PRESETS[name]
+        with hydra.initialize_config_dir(str(configuration_folder()), version_base=None):
+            config = parse_config(hydra.compose("config", [f"model={model}", f"space={space}", "budget.bops=0.5"]))
+        own = config.space
+        network: nn.Module = elastic_mobilenet(**config.model.arguments)
+        return build_space(
+            network.eval(), (torch.randn(2, 3, side, side),), own.weight_bits, own.act_bits, own.filter_shares,
+            kernels=own.kernels, min_depth=own.min_depth, branches=own.branches,
+        )  # fmt: skip
     return build_space(NETWORKS[name](), (torch.randn(2, 3, 32, 32),), BITS, BITS, SHARES)
 
 
@@ -111,6 +136,35 @@ def random_scores(space: Space, seed: int) -> Scores:
         loss = generator.lognormal() * loss * (1 + NOISE * generator.normal(size=len(options)))
         values[choice.name] = tuple((-loss).tolist())
     return Scores(values, "random").monotone(space)
+
+
+def scores_of(kind: str, space: Space, seed: int) -> Scores:
+    """Random scores of a network's space; of BINAS' as tables over choices and the depth of their stage."""
+    return estimated_scores(space, seed) if kind in PRESETS else random_scores(space, seed)
+
+
+def estimated_scores(space: Space, seed: int) -> Scores:
+    """Scores as an estimator's: a main effect counts where its block runs, and so does that of two choices of a layer."""
+    generator, plain, gates = np.random.default_rng(seed), random_scores(space, seed), gates_by_choice(space)
+    values = {choice.name: (0.0,) * len(choice.options) for choice in space.choices}
+    joint: dict[tuple[str, ...], np.ndarray] = {}
+    effects: dict[tuple[str, ...], np.ndarray] = {
+        (choice.name,): np.asarray(plain.values[choice.name]) for choice in space.searched()
+    }
+    for pair in pairs_of(space):
+        sizes = [len(space.choice(name).options) for name in pair]
+        scale = JOINT * min(float(np.ptp(effects[name,])) for name in pair)
+        effects[pair] = scale * generator.normal(size=sizes)
+    for names, table in effects.items():
+        outer = dict(gate for name in names for gate in gates.get(name, ()) if gate[0] not in names)
+        for gate, least in outer.items():
+            table = table[..., None] * (np.arange(len(space.choice(gate).options)) >= least)
+        whole = (*names, *outer)
+        if len(whole) == 1:
+            values[names[0]] = tuple(table.tolist())
+        else:
+            joint[whole] = joint.get(whole, np.zeros(table.shape)) + table
+    return Scores(values, "random", tuple((names, nested(table.tolist())) for names, table in joint.items()))
 
 
 def within(space: Space, scores: Scores, share: float, costs: tuple[str, ...]) -> Problem:

@@ -1,8 +1,8 @@
 """The selection's solvers against each other: `python benchmarks/solvers.py` writes results/solvers.json.
 
 For every instance and method: seconds, value, bound and gap, in the instance's own units; the heuristics' bound is the
-Lagrangian one. A front of 30 budgets per network, too. `--only TEXT` runs the instances whose name contains it and writes
-nothing; `--fronts` measures the fronts again and leaves the rest of the file as it is.
+Lagrangian one. A front of 30 budgets per network, too. What is in the file already stays, but for instances and networks whose
+name contains the text of `--again` (`--again ''` measures all of them).
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from solver_instances import NETWORKS, Instance, network_space, random_scores
+from solver_instances import NETWORKS, PRESETS, Instance, network_space, scores_of
 
 from dnas.run import source_commit
 from dnas.search.budget import BudgetError
@@ -24,6 +24,7 @@ from dnas.select.highs import flow_size, solve_highs
 from dnas.select.pareto_front import frontier
 from dnas.select.solvers import TIE, solve_problem, unscaled
 from dnas.select.ties import scaled
+from dnas.space.latency import processor
 
 RESULT = Path(__file__).parent / "results" / "solvers.json"
 TWO, THREE = ("bops", "weight_bits"), ("bops", "weight_bits", "activation_traffic_bits")
@@ -35,6 +36,8 @@ INSTANCES = [
     *(Instance("chain", share, size=size) for size in sorted(LARGE) for share in (0.1, 0.3)),
     *(Instance(kind, share) for kind in ("resnet8", "resnet20", "resnet56", "mobilenetv2") for share in (0.1, 0.3)),
     *(Instance(kind, 0.3, costs) for kind in ("resnet20", "resnet56", "mobilenetv2") for costs in (TWO, THREE, PEAK)),
+    *(Instance(kind, share) for kind in PRESETS for share in (0.1, 0.3)),
+    *(Instance(kind, 0.3, TWO) for kind in PRESETS),
 ]
 METHODS = ("labels", "highs_flow", "highs_conditional", "frank_wolfe", "evolution", "random", "cp_sat", "scip")
 SLOW = ("cp_sat", "scip")
@@ -58,6 +61,8 @@ def measure(instance: Instance, time_limit: float) -> dict[str, Any]:
         "arcs": build_graph(problem).arcs,
         "limits": dict(problem.limits or {}),
         "methods": {},
+        "commit": source_commit(),
+        "processor": processor(),
     }
     for method in METHODS:
         if not applies(method, instance, size):
@@ -83,43 +88,44 @@ def measure(instance: Instance, time_limit: float) -> dict[str, Any]:
 
 def front(kind: str) -> dict[str, Any]:
     space = network_space(kind)
-    scores = random_scores(space, 0)
+    scores = scores_of(kind, space, 0)
     start = time.perf_counter()
     found = frontier(scores, space, "bops", 30)
     seconds = round(time.perf_counter() - start, 3)
     gap = max(a.certificate.gap for a in found if a.certificate)
     return {
         "network": kind, "seconds": seconds, "architectures": len(found), "largest_gap": gap, "commit": source_commit(),
+        "processor": processor(),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", help="measures instances and networks anew whose name contains this")
     parser.add_argument("--time-limit", type=float, default=10.0)
-    parser.add_argument("--fronts", action="store_true")
     given = parser.parse_args()
-    if given.fronts:
-        content = json.loads(RESULT.read_text(encoding="utf-8")) | {"fronts": [front(kind) for kind in NETWORKS]}
-        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return
+    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"rows": [], "fronts": []}
+
+    def kept(name: str) -> bool:
+        return given.again is None or given.again not in name
+
+    rows = {row["instance"]: row for row in known["rows"] if kept(row["instance"])}
+    fronts = {row["network"]: row for row in known["fronts"] if kept(row["network"])}
+    for instance in INSTANCES:
+        if instance.name not in rows:
+            rows[instance.name] = measure(instance, given.time_limit)
+    for kind in (*NETWORKS, *PRESETS):
+        if kind not in fronts:
+            fronts[kind] = front(kind)
     content = {
         "type": "dnas.Solvers",
         "version": 1,
-        "commit": source_commit(),
         "versions": {name: version(name) for name in ("numpy", "scipy", "ortools", "pyscipopt")},
         "machine": {"cores": os.cpu_count(), "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))},
         "time_limit": given.time_limit,
-        "rows": [],
-        "fronts": [],
+        "rows": [rows[instance.name] for instance in INSTANCES],
+        "fronts": [fronts[kind] for kind in (*NETWORKS, *PRESETS)],
     }
-    for instance in INSTANCES:
-        if given.only in instance.name:
-            content["rows"].append(measure(instance, given.time_limit))
-    content["fronts"] = [front(kind) for kind in NETWORKS if given.only in kind]
-    if given.only:
-        print(json.dumps(content["fronts"]))
-        return
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
