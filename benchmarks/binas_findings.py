@@ -125,7 +125,8 @@ def seconds(run: Run) -> dict[str, Any]:
     stages = {
         "float training": sum(numbers["seconds"] for numbers in read("float.json").get("history", [])) or None,
         "supernet, pool and estimator": read("search.json").get("seconds"),
-        "selection": finished.get("select"),
+        "selection": read("select.json").get("seconds"),
+        "selection with its checks in the supernet": finished.get("select"),
         "front": front.get("seconds"),
     }
     return {

@@ -99,7 +99,7 @@ def binas_findings(content: dict[str, Any]) -> str:
 
 def stage_seconds(found: dict[str, Any]) -> str:
     """What the stages of a run took; results of earlier code do not say."""
-    stages = ", ".join(f"{name} {value:,.0f}" for name, value in found["stages"].items())
+    stages = ", ".join(f"{name} {value:,.{1 if value < 10 else 0}f}" for name, value in found["stages"].items())
     threads = f", engine.threads={found['threads']}" if found["threads"] else ""
     networks = f" ({found['networks']} networks)" if found["networks"] else ""
     return f"Seconds{threads}: {stages}{networks}."

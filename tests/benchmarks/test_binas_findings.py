@@ -71,10 +71,14 @@ def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(engine=SimpleNamespace(threads=1)))
     folder.write_json("stages.json", [{"stage": "search", "seconds": 5.0}, {"stage": "select", "seconds": 6.0}])
     folder.write_json("search.json", {"seconds": 1624.0})
-    assert seconds(run)["stages"] == {"supernet, pool and estimator": 1624.0, "selection": 6.0}
+    judged = "selection with its checks in the supernet"
+    assert seconds(run)["stages"] == {"supernet, pool and estimator": 1624.0, judged: 6.0}
+    folder.write_json("select.json", {"seconds": 0.26})
     folder.write_json("float.json", {"history": [{"seconds": 400.0}, {"seconds": 500.0}]})
     folder.write_json("frontier.json", {"points": [{}] * 40, "seconds": 12.0})
-    stages = "float training 900, supernet, pool and estimator 1,624, selection 6, front 12 (40 networks)"
+    stages = (
+        f"float training 900, supernet, pool and estimator 1,624, selection 0.3, {judged} 6.0, front 12 (40 networks)"
+    )
     assert stage_seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."
 
 
@@ -82,7 +86,7 @@ def test_the_table_shows_the_fastest_run_and_whose_errors_they_are() -> None:
     runs = [{"stages": {"selection": value}, "networks": 0, "threads": 1} for value in (9.0, 4.0, 7.0)]
     content = {"type": "dnas.BinasFindings", "stages": [], "claims": {}, "judged": [], "seconds": runs}
     assert table(content).endswith(
-        "Seconds, engine.threads=1: selection 4.\n(The fastest of 3 runs, on a machine that others used too; errors are of the "
-        "spread between runs.)"
+        "Seconds, engine.threads=1: selection 4.0.\n(The fastest of 3 runs, on a machine that others used too; errors are of "
+        "the spread between runs.)"
     )
-    assert table({**content, "seconds": runs[:1]}).endswith("Seconds, engine.threads=1: selection 9.")
+    assert table({**content, "seconds": runs[:1]}).endswith("Seconds, engine.threads=1: selection 9.0.")
