@@ -10,7 +10,7 @@ from typing import Any
 
 from pareto_runs import Job, Setting, digest, search, train
 
-from dnas.space.latency import processor
+from dnas.space.processor import processor
 from quant.files import write_atomically
 
 FLOAT_EPOCHS = 6

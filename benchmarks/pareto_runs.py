@@ -38,7 +38,7 @@ from dnas.select.select import select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
-from dnas.space.latency import processor
+from dnas.space.processor import instructions, processor
 from dnas.stages.context import Run, open_folder, save_weights
 from dnas.stages.retrain import summary
 from quant.files import write_atomically
@@ -339,7 +339,8 @@ def stamp(start: float) -> dict[str, Any]:
     """Seconds since `start`, commit, versions and processor."""
     versions = {name: version(name) for name in ("torch", "brevitas", "numpy", "scipy")}
     seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "commit": COMMIT, "versions": versions, "processor": processor()}
+    machine = {"processor": processor(), "instructions": instructions()}
+    return {"seconds": seconds, "commit": COMMIT, "versions": versions, **machine}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dnas.select.highs import flow_size, solve_highs
 from dnas.select.pareto_front import frontier
 from dnas.select.solvers import TIE, solve_problem, unscaled
 from dnas.select.ties import scaled
-from dnas.space.latency import processor
+from dnas.space.processor import processor
 
 RESULT = Path(__file__).parent / "results" / "solvers.json"
 TWO, THREE = ("bops", "weight_bits"), ("bops", "weight_bits", "activation_traffic_bits")

@@ -4,12 +4,10 @@ On this runtime every width up to 8 bits runs as int8: latency moves with filter
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from dnas.space.choice import ChannelMap, Layer, Space, read_typed
+from dnas.space.processor import instructions, processor
 from dnas.space.trace import evaluating
 
 LATENCY = "latency_us"
@@ -308,18 +307,10 @@ def microseconds(runs: Sequence[Callable[[], None]], rounds: int, seconds: float
 def machine(config: MeasureConfig) -> dict[str, Any]:
     """What a table is valid for."""
     return {
-        "processor": processor(),
+        "processor": processor(), "instructions": instructions(),
         "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__, "precision": config.precision,
         "threads": config.threads, "batch": config.batch,
     }  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's model name, as Linux tells it, else what Python knows."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -366,7 +357,9 @@ class LatencyTable:
         """
         content = read_typed(text, "dnas.LatencyTable", 2)
         if here is not None and content["machine"] != dict(here):
-            other = {key: (value, here.get(key)) for key, value in content["machine"].items() if here.get(key) != value}
+            there = content["machine"]
+            keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+            other = {key: (there.get(key), here.get(key)) for key in keys}
             raise LatencyError(
                 f"this latency table was measured elsewhere (there, here: {other}); measure here (cost.latency=null), or "
                 "allow it with cost.any_machine=true"
