@@ -130,8 +130,8 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
 
     Beside learned predictors and cost alone, and within the half of the sub-networks in the middle of the costs.
     """
-    figure = Figure(figsize=(WIDTH, 3.6))
-    axes = figure.add_axes((0.075, 0.16, 0.3, 0.74))
+    figure = Figure(figsize=(WIDTH, 4.2))
+    axes = figure.add_axes((0.075, 0.14, 0.3, 0.78))
     dress(axes)
     found = judged["held_out"]
     axes.scatter(judged["predicted"], judged["measured"], s=10, color=COLOURS[0], alpha=0.7, linewidths=0)
@@ -142,7 +142,7 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     low, high = found["tau_interval"]
     ranks = f"Kendall {found['tau']:.2f} ({low:.2f} to {high:.2f}), Spearman {found['spearman']:.2f}"
     axes.set_title(ranks, loc="left", size=8.5, color=INK)
-    axes = figure.add_axes((0.45, 0.16, 0.22, 0.74))
+    axes = figure.add_axes((0.45, 0.14, 0.19, 0.78))
     dress(axes)
     sizes = judged["sizes"]
     taus = [entry["tau"] for entry in sizes]
@@ -152,7 +152,7 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.set_ylim(min(0.0, *taus, *(entry["tau_interval"][0] for entry in sizes)), 1.0)
     axes.set_xlabel("Records in the pool", size=9.5, color=INK)
     axes.set_title(f"Kendall tau, n = {found['n']}", loc="left", size=9.5, color=INK)
-    axes = figure.add_axes((0.8, 0.16, 0.185, 0.74))
+    axes = figure.add_axes((0.8, 0.14, 0.185, 0.78))
     dress(axes)
     rows = {
         "estimator": found, **judged["predictors"], "cost alone": judged["cost alone"],
@@ -162,7 +162,7 @@ def agreement_picture(judged: Mapping[str, Any]) -> Picture:
     axes.errorbar(
         [row["tau"] for row in values], range(len(rows)), xerr=_bars(values), color=COLOURS[0], fmt="o", ms=4, lw=1.4
     )  # fmt: skip
-    axes.set_yticks(range(len(rows)), list(rows), size=8.5)
+    axes.set_yticks(range(len(rows)), list(rows), size=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(min(0.0, *(row["tau_interval"][0] for row in values)), 1.0)
     axes.set_xticks([0.0, 0.5, 1.0])

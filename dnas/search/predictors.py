@@ -1,10 +1,13 @@
-"""Learned predictors of one-shot accuracy, beside BINAS' estimator: none of them can be read, or selected from exactly.
+"""Other predictors of one-shot accuracy, beside BINAS' estimator.
 
-`linear`: ridge on one effect per option. `quadratic`: closed-form ridge on all products of two options, anywhere in the
-network. `trees`: gradient-boosted trees on the options' positions. `network`: a small multilayer perceptron.
+`conditional means`: the paper's construction, with nothing fitted. `linear`: ridge on one effect per option. `bilinear`:
+closed-form ridge on these and on the products of a block's options with the depth of its stage, as the paper's form has them.
+`quadratic`: closed-form ridge on all products of two options, anywhere in the network. `trees`: gradient-boosted trees on the
+options' positions. `network`: a small multilayer perceptron.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +19,14 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dnas.search.classical import conditional_means
+from dnas.search.effects import gates_by_choice
 from dnas.search.pool import Pool
 from dnas.space.choice import Space
 
 Predictor = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """From positions, shape (n, choices), to accuracies, shape (n,)."""
-PREDICTORS = ("linear", "quadratic", "trees", "network")
+PREDICTORS = ("conditional means", "linear", "bilinear", "quadratic", "trees", "network")
 
 
 def fit_predictor(name: str, space: Space, pool: Pool) -> Predictor:
@@ -40,12 +45,28 @@ def fit_predictor(name: str, space: Space, pool: Pool) -> Predictor:
     def coded(positions: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.concatenate([np.eye(width)[positions[:, i]] for i, width in enumerate(widths) if width > 1], 1)
 
+    gates, column = gates_by_choice(space), {choice.name: i for i, choice in enumerate(space.choices)}
+
+    def by_depth(positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        products = []
+        for choice in space.searched():
+            own = np.eye(len(choice.options))[positions[:, column[choice.name]]]
+            for gate in dict.fromkeys(name for name, _ in gates.get(choice.name, ())):
+                depth = np.eye(len(space.choice(gate).options))[positions[:, column[gate]]]
+                products.append((own[:, :, None] * depth[:, None, :]).reshape(len(positions), -1))
+        return np.concatenate([coded(positions), *products], 1)
+
     means = np.array([pool.accuracy[pool.batch == batch].mean() for batch in range(int(pool.batch.max()) + 1)])
     y, mean = pool.accuracy - means[pool.batch], float(pool.accuracy.mean())
     strengths = np.logspace(-2, 4, 13)
     encode = coded
-    if name == "linear":
+    if name == "conditional means":
+        mean, scores = conditional_means(space, replace(pool, accuracy=y + mean))
+        return lambda positions: mean + scores.of(space, positions)
+    if name in ("linear", "bilinear"):
         model = RidgeCV(alphas=strengths)
+        if name == "bilinear":
+            encode = by_depth
     elif name == "quadratic":
         grid = {"alpha": strengths.tolist(), "coef0": [1.0, 10.0, 100.0]}
         model = GridSearchCV(KernelRidge(kernel="poly", degree=2, gamma=1.0), grid, cv=5)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from dnas.space.choice import Choice, Space, read_typed
@@ -61,6 +62,22 @@ class Scores:
     def total(self, choice: Choice) -> list[float]:
         """The scores of a choice's options; where filters decide, those of all of them at the option."""
         return [sum(column) for column in zip(*self.rows(choice), strict=True)]
+
+    def of(self, space: Space, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Total scores of many architectures, where no single filters decide.
+
+        Args:
+            space: the space.
+            positions: shape (n, choices), in the order of the space's choices.
+
+        Returns:
+            shape (n,).
+        """
+        column = {choice.name: i for i, choice in enumerate(space.choices)}
+        found = np.zeros(len(positions))
+        for names, table in [*(((choice.name,), self.values[choice.name]) for choice in space.choices), *self.joint]:
+            found += np.asarray(table, dtype=float)[tuple(positions[:, column[name]] for name in names)]
+        return found
 
     def check(self, space: Space) -> None:
         """Raises ValueError unless there is one finite score for every option of the space."""

@@ -69,17 +69,6 @@ def truth(space: Space, seed: int = 0, joint: float = 0.0) -> Truth:
     return value
 
 
-def total(space: Space, scores: Scores, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The sum of scores at positions of shape (n, choices); shape (n,)."""
-    column = {choice.name: i for i, choice in enumerate(space.choices)}
-    found = np.zeros(len(positions))
-    for choice in space.choices:
-        found += np.asarray(scores.values[choice.name])[positions[:, column[choice.name]]]
-    for names, table in scores.joint:
-        found += np.asarray(table)[tuple(positions[:, column[name]] for name in names)]
-    return found
-
-
 def pool(space: Space, value: Truth, n: int, seed: int, noise: float = 0.0, spread: float = 0.0) -> Pool:
     generator = np.random.default_rng(seed)
     positions = draw([np.zeros(len(c.options)) for c in space.choices], 0.0, generator, n)
@@ -107,7 +96,7 @@ def test_scores_add_up_to_the_prediction() -> None:
     scores.check(space)
     assert Scores.from_json(scores.to_json()) == scores
     positions = pool(space, truth(space), 200, 3).positions
-    predicted, added = estimator.predict(positions), total(space, scores, positions)
+    predicted, added = estimator.predict(positions), scores.of(space, positions)
     assert np.abs((predicted - predicted[0]) - (added - added[0])).max() < 1e-9
 
 
@@ -117,7 +106,7 @@ def test_selection_with_joint_scores_is_that_of_enumeration() -> None:
     assert scores.joint
     names = [choice.name for choice in space.choices]
     every = list(enumerate_positions(space))
-    values = total(space, scores, np.array([[p[name] for name in names] for p in every]))
+    values = scores.of(space, np.array([[p[name] for name in names] for p in every]))
     for share in (0.3, 0.45, 0.7):
         budget = Budget(bops=share)
         found = select(scores, space, budget)
@@ -195,7 +184,7 @@ def test_the_papers_form_counts_depth_once() -> None:
     records, test = pool(space, value, 20_000, 0), pool(space, value, 300, 1)
     mean, scores = conditional_means(space, records)
     column = {choice.name: i for i, choice in enumerate(space.choices)}
-    paper = mean + total(space, scores, test.positions)
+    paper = mean + scores.of(space, test.positions)
     twice = paper.copy()
     for choice, gates in gates_by_choice(space).items():
         for gate, least in gates if space.choice(choice).searched and len(gates) == 1 else ():

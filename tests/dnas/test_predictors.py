@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from dnas.search.predictors import PREDICTORS, fit_predictor
-from tests.dnas.test_effects import pool, small, truth
+from tests.dnas.test_effects import elastic, pool, small, truth
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -35,7 +35,19 @@ def test_products_of_distant_options_need_the_quadratic_one() -> None:
     assert errors["quadratic"] < 0.1 * errors["linear"]
 
 
+def test_what_counts_where_a_block_runs_needs_products_with_the_depth() -> None:
+    space = elastic()
+    value = truth(space)
+    records, test = pool(space, value, 4000, 0, noise=0.3, spread=3.0), pool(space, value, 300, 1)
+    errors = {
+        name: float(np.var(fit_predictor(name, space, records)(test.positions) - test.accuracy))
+        for name in ("linear", "bilinear", "conditional means")
+    }
+    assert errors["bilinear"] < 0.1 * errors["linear"]
+    assert errors["conditional means"] < errors["linear"]  # each from a share of the records
+
+
 def test_unknown_ones_are_named() -> None:
     space = small()
-    with pytest.raises(ValueError, match=r"forest.*allowed: \['linear'"):
+    with pytest.raises(ValueError, match=r"forest.*allowed: \['conditional means', 'linear'"):
         fit_predictor("forest", space, pool(space, truth(space), 60, 0))
