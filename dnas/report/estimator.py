@@ -28,6 +28,11 @@ def estimator_pictures(content: Mapping[str, Any]) -> dict[str, Picture]:
             if cost in measured
         },
         "interactions": interactions_picture(content["joint"]),
+        **(
+            {"interactions of neighbours": neighbours_picture(content["neighbours"])}
+            if content.get("neighbours")
+            else {}
+        ),
         "agreement": agreement_picture(content["judged"]),
     }
 
@@ -102,17 +107,35 @@ def interactions_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
     Args:
         joint: `choices` (two names), `kinds` and `spread`.
     """
-    rows = list(dict.fromkeys(place(entry["choices"][0]) for entry in joint))
-    columns = list(dict.fromkeys(" x ".join(sorted(entry["kinds"])) for entry in joint))
+    title = "Joint effects of two choices, points of accuracy (root mean square)"
+    return _map([(place(entry["choices"][0]), entry) for entry in joint], title)
+
+
+def neighbours_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
+    """The same of choices of layers that follow each other, by the two places.
+
+    Args:
+        joint: as for `interactions_picture`.
+    """
+    title = "Joint effects of choices of neighbouring layers, points of accuracy (root mean square)"
+    return _map(
+        [(" and ".join(shorten(place(name), 20) for name in entry["choices"]), entry) for entry in joint], title
+    )
+
+
+def _map(entries: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> Picture:
+    """The largest spread by row (a name for every entry) and pair of kinds."""
+    rows = list(dict.fromkeys(name for name, _ in entries))
+    columns = list(dict.fromkeys(" x ".join(sorted(entry["kinds"])) for _, entry in entries))
     table = np.full((len(rows), len(columns)), np.nan)
-    for entry in joint:
-        at = rows.index(place(entry["choices"][0])), columns.index(" x ".join(sorted(entry["kinds"])))
+    for name, entry in entries:
+        at = rows.index(name), columns.index(" x ".join(sorted(entry["kinds"])))
         table[at] = np.nanmax([table[at], float(entry["spread"])])
     height = 1.5 + 0.19 * max(len(rows), 4)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0.3, 0.25 / height, 0.55, (height - 1.6) / height))
     image = axes.imshow(table, aspect="auto", cmap="YlOrBr", vmin=0.0)
-    axes.set_yticks(range(len(rows)), [literal(shorten(name, 34)) for name in rows], size=7)
+    axes.set_yticks(range(len(rows)), [literal(shorten(name, 45)) for name in rows], size=7)
     axes.set_xticks(
         range(len(columns)), [literal(c.replace("_", " ")) for c in columns], rotation=40, ha="left", size=8
     )
@@ -122,7 +145,7 @@ def interactions_picture(joint: Sequence[Mapping[str, Any]]) -> Picture:
         side.set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("points", size=9, color=INK)
-    return Picture(figure, "Joint effects of two choices, points of accuracy (root mean square)")
+    return Picture(figure, title)
 
 
 def agreement_picture(judged: Mapping[str, Any]) -> Picture:

@@ -251,6 +251,7 @@ def _estimator(report: Mapping[str, Any]) -> Markup | None:
         "effects per saved MBOP": "What an option loses against the dearest one, per million of bit operations saved.",
         "effects per saved ms": "The same per millisecond of measured latency; widths up to 8 bits save none.",
         "interactions": "How far two choices together differ from the sum of both.",
+        "interactions of neighbours": "The same of layers that follow each other, by an estimator that has such effects, too.",
         "agreement": "Sub-networks that were left out of the fit (the line: equal); bars: 95 % by bootstrap.",
     }
     explained, judged = 100 * float(found["r2"]), found["judged"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from dnas.search.effects import LEAST, Array, Estimator, fit_effects, part_of, summary
+from dnas.search.effects import LEAST, Array, Estimator, fit_effects, pairs_of, part_of, summary
 from dnas.search.pool import Pool
 from dnas.search.predictors import PREDICTORS, fit_predictor
 from dnas.search.rank import rank_agreement
@@ -81,10 +81,16 @@ def enough(taus: Sequence[tuple[int, float]]) -> int:
 
 
 def report(
-    space: Space, estimator: Estimator, judged: dict[str, Any], functions: Mapping[str, LayerCost] | None = None
+    space: Space,
+    estimator: Estimator,
+    judged: dict[str, Any],
+    functions: Mapping[str, LayerCost] | None = None,
+    wider: Estimator | None = None,
 ) -> dict[str, Any]:
     """Everything about an estimator as plain data.
 
+    `joint`: the spread of joint effects of choices that meet in a layer; `neighbours`: of choices of layers that follow each
+    other, by `wider`, an estimator that has them.
     Of the effects `saved`, by the name of a cost, is what an option saves against the dearest one: bit operations, and
     microseconds where a table of measured times is among `functions`.
     """
@@ -99,18 +105,25 @@ def report(
             name: [cost.at(dearest) - cost.at({**dearest, entry["choice"]: i}) for i in range(len(entry["options"]))]
             for name, cost in costs.items()
         }
-    joint = [
+    inside = {frozenset(pair) for pair in pairs_of(space)}
+    joint = [entry for entry in _joint(space, estimator) if frozenset(entry["choices"]) in inside]
+    around = [entry for entry in _joint(space, wider or estimator) if frozenset(entry["choices"]) not in inside]
+    return {
+        "intercept": estimator.intercept, "r2": estimator.r2, "noise_variance": estimator.noise,
+        "misfit_variance": estimator.misfit, "strengths": list(estimator.strengths), "shared": estimator.shared,
+        "effects": effects, "joint": joint, "neighbours": around, "findings": findings(space, estimator), "judged": judged,
+    }  # fmt: skip
+
+
+def _joint(space: Space, estimator: Estimator) -> list[dict[str, Any]]:
+    """The root mean square of every joint effect, in the order of the layers."""
+    return [
         {
             "choices": list(term.choices), "kinds": [space.choice(name).kind for name in term.choices],
             "spread": float(np.sqrt(np.mean(np.square(estimator.table(term)[0])))),
         }
         for term in estimator.design.terms[estimator.design.mains :]
     ]  # fmt: skip
-    return {
-        "intercept": estimator.intercept, "r2": estimator.r2, "noise_variance": estimator.noise,
-        "misfit_variance": estimator.misfit, "strengths": list(estimator.strengths), "shared": estimator.shared,
-        "effects": effects, "joint": joint, "findings": findings(space, estimator), "judged": judged,
-    }  # fmt: skip
 
 
 def findings(space: Space, estimator: Estimator) -> list[str]:

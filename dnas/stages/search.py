@@ -93,7 +93,11 @@ def write_estimator(run: Run) -> None:
     cost = build_cost(run.space, next(iter(run.budget.caps)), run.functions)
     test = Pool.from_json(run.folder.read(JUDGED_FILE, "search"), run.space)
     judged = judge_estimator(run.space, pool, test, cost, neighbours)
-    content = report(run.space, fit_effects(run.space, pool, neighbours), judged, run.functions)
+    estimator = fit_effects(run.space, pool, neighbours)
+    wider = (
+        estimator if neighbours else fit_effects(run.space, pool, neighbours=True)
+    )  # to be looked at, not selected from
+    content = report(run.space, estimator, judged, run.functions, wider)
     run.folder.write_json("estimator.json", content)
     board = run.board("estimator")
     board.purge(0)

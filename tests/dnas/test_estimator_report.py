@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dnas.report.estimator import estimator_pictures
 from dnas.report.html import render
 from dnas.search.budget import Budget
-from dnas.search.effects import fit_effects, part_of
+from dnas.search.effects import fit_effects, pairs_of, part_of
 from dnas.search.judge import HELD, enough, findings, judge_estimator, report
 from dnas.search.predictors import PREDICTORS
 from dnas.select.select import select
@@ -33,7 +33,8 @@ def test_savings_predictors_and_pictures() -> None:
     estimator = fit_effects(space, records)
     judged = judge_estimator(space, records, test, build_cost(space, "bops"))
     functions = {"latency_us": channels}
-    content = json.loads(json.dumps(report(space, estimator, judged, functions), allow_nan=False))
+    wider = fit_effects(space, records, neighbours=True)
+    content = json.loads(json.dumps(report(space, estimator, judged, functions, wider), allow_nan=False))
     dearest = space.extreme(dearest=True)
     cost = build_cost(space, "latency_us", functions)
     for entry in content["effects"]:
@@ -49,12 +50,20 @@ def test_savings_predictors_and_pictures() -> None:
     )  # products matter here
     pictures = estimator_pictures(content)
     assert list(pictures) == [
-        "effects", "effects per saved MBOP", "effects per saved ms", "interactions", "agreement",
+        "effects", "effects per saved MBOP", "effects per saved ms", "interactions",
+        "interactions of neighbours", "agreement",
     ]  # fmt: skip
     kinds = {entry["kind"] for entry in content["effects"]}
     assert [len(pictures[name].figure.axes) for name in list(pictures)[:3]] == [len(kinds), len(kinds), 1]
     for picture in pictures.values():
         assert picture.png().startswith(b"\x89PNG")
+    inside = [set(pair) for pair in pairs_of(space)]
+    assert [set(entry["choices"]) for entry in content["joint"]] == inside
+    assert [set(e["choices"]) for e in content["neighbours"]] == [
+        set(pair) for pair in pairs_of(space, neighbours=True) if set(pair) not in inside
+    ]
+    term = next(t for t in wider.design.terms if list(t.choices) == content["neighbours"][0]["choices"])
+    assert content["neighbours"][0]["spread"] == pytest.approx(float(np.sqrt((wider.table(term)[0] ** 2).mean())))
     without = estimator_pictures(json.loads(json.dumps(report(space, estimator, judged))))
     assert "effects per saved ms" not in without
     assert np.isfinite([entry["tau"] for entry in content["judged"]["sizes"]]).all()
