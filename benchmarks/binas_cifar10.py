@@ -24,7 +24,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from binas_verdict import BUDGETS, METHODS, RESULT, RESULTS, judge
+from binas_verdict import BUDGETS, LATENCY, METHODS, RESULT, judge
 from pareto_plan import RANDOM, Plan, Searches, finished, restore, side_by_side
 from pareto_runs import (
     Setting,
@@ -42,7 +42,6 @@ from dnas.loaders import regrouped
 from dnas.search.pool import one_shot_accuracy
 from quant.files import write_atomically
 
-LATENCY = RESULTS / "binas_cifar10_latency.json"
 VARIANTS = {"binas": (), "recentred_once": ("search.pool=1000", "search.rounds=1", "search.mutation=0.25")}
 """Settings of searches, by method; the second is how the default was."""
 SHARED = "5%, latency 20%"

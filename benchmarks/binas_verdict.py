@@ -15,6 +15,7 @@ from quant.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "binas_cifar10.json"
+LATENCY = RESULTS / "binas_cifar10_latency.json"
 VERDICT, PICTURE = RESULTS / "binas_cifar10_verdict.json", RESULTS / "binas_cifar10.png"
 METHODS = ("binas", "recentred_once", "uniform", "uniform_longer", "random")
 SHOWN = ("binas", "uniform", "random")
@@ -26,8 +27,11 @@ BUDGETS = {
 """Shares of the full network at 8 bits; without a bound on latency selections at 5 % spend 35 %, at 12 % 69 % of it."""
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means, and paired differences with 95 % intervals, by budget; p-values Holm-corrected over budgets."""
+def verdict(rows: Sequence[dict[str, Any]], table: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Means, and paired differences with 95 % intervals, by budget; p-values Holm-corrected over budgets.
+
+    `table`: of latencies; the verdict says how well its sums predict whole networks.
+    """
     own, once, counted = (
         renamed(rows, "binas"),
         renamed(rows, "recentred_once"),
@@ -55,6 +59,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "binas - uniform_longer": difference(own, "uniform_longer", budget_id),
                 "recentred once": {other: difference(once, other, budget_id) for other in ("uniform", "random")},
             }  # fmt: skip
+    kept = ("n", "median_error", "noise", "tau", "tau_interval")
+    content["latency"] = table and {name: table["checked"][name] for name in kept}
     for other in ("uniform", "random"):
         correct([budget[f"binas - {other}"] for budget in content["budgets"].values()])
     return content
@@ -71,7 +77,8 @@ def panels(found: dict[str, Any]) -> list[Panel]:
 
 def judge(rows: Sequence[dict[str, Any]]) -> None:
     """Writes the verdict and the picture of rows."""
-    found = verdict(rows)
+    table = json.loads(LATENCY.read_text(encoding="utf-8")) if LATENCY.exists() else None
+    found = verdict(rows, table)
     write_atomically(VERDICT, json.dumps(found, indent=1) + "\n")
     picture(panels(found), PICTURE)
 

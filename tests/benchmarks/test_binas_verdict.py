@@ -10,7 +10,7 @@ from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_verdict import BUDGETS, panels, verdict
+from binas_verdict import BUDGETS, LATENCY, RESULT, VERDICT, panels, verdict
 from pareto_verdict import picture
 from tables import table
 
@@ -84,3 +84,24 @@ def test_budgets_with_and_without_latency_have_panels_of_their_own(tmp_path: Pat
     assert (tmp_path / "picture.png").stat().st_size > 1000
     alone = panels(verdict([row for row in rows() if row["budget_id"] in (None, "12%")]))
     assert [(panel.budgets, panel.connect) for panel in alone] == [((0.12,), False)]
+
+
+def test_how_good_the_table_of_latencies_is_stands_below() -> None:
+    checked = {
+        "n": 20,
+        "median_error": 0.044,
+        "noise": 0.039,
+        "tau": 0.88,
+        "tau_interval": [0.75, 0.98],
+        "predicted": [],
+    }
+    found = verdict(rows(), {"checked": checked})
+    assert "Of 20 whole networks they miss 4.4% at the median (networks timed twice differ by 3.9%)" in table(found)
+    assert "Latencies" not in table(verdict(rows()))
+
+
+def test_the_committed_verdict_is_that_of_the_committed_rows() -> None:
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in (RESULT, LATENCY, VERDICT)]
+    found = json.loads(json.dumps(verdict(read[0], read[1])))
+    assert table(found) == table(read[2])
+    assert found["budgets"].keys() == read[2]["budgets"].keys()
