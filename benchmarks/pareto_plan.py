@@ -1,6 +1,7 @@
 """Which networks a benchmark of equal costs trains, in which order, and which rows count."""
 
 import json
+import re
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from pareto_runs import Job, Setting, digest, search, train
 
-from dnas.space.processor import processor
+from dnas.space.processor import instructions, processor
 from quant.files import write_atomically
 
 FLOAT_EPOCHS = 6
@@ -56,9 +57,11 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
         if row["method"] == "float" or (row["model"], row["float"]) != (setting.model, here):
             continue
         if fresh(row):
-            if row["role"] != "main" or row.get("processor") in (None, processor()):
+            there = (row.get("processor"), row.get("instructions", instructions()))
+            if row["role"] != "main" or there in ((None, instructions()), (processor(), instructions())):
                 continue
-            row = {**row, "role": ELSEWHERE, "key": f"{row['key']}-{row['processor'].replace(' ', '_')}"}
+            name = re.sub(r"\W+", "_", " ".join(filter(None, (there[0], row.get("instructions")))))
+            row = {**row, "role": ELSEWHERE, "key": f"{row['key']}-{name}"}
         elif row["start"] == "supernet" and _search(row) in again:
             continue
         file = setting.runs / "rows" / f"{row['key']}.json"

@@ -164,11 +164,12 @@ def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | N
     Of a search seed those retrainings count that start from the same supernet (that of another processor is another one), or of
     one architecture where that starts from float weights, and that one kind of processor did.
     """
-    found: dict[int, dict[tuple[str, str | None], dict[int, float]]] = {}
+    found: dict[int, dict[tuple[str | None, ...], dict[int, float]]] = {}
     for row in rows:
         if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance", ELSEWHERE):
             networks = found.setdefault(row["search_seed"], {})
-            networks.setdefault((network(row), row.get("processor")), {})[row["retrain_seed"]] = row["accuracy"]
+            own = (network(row), row.get("processor"), row.get("instructions"))
+            networks.setdefault(own, {})[row["retrain_seed"]] = row["accuracy"]
     groups = [max(networks.values(), key=len) for networks in found.values()]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
