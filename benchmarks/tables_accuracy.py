@@ -157,7 +157,7 @@ def elsewhere(content: dict[str, Any]) -> list[str]:
         return []
     names = " and ".join(sorted({name for _, pair in pairs for name in pair["processors"]}))
     shown = "; ".join(f"{interval(pair)} at {bops:.2%}" for bops, pair in pairs)
-    return [f"dnas minus the same search and training on {names}, paired: {shown}."]
+    return [f"**dnas** minus the same search and training on {names}, paired: {shown}."]
 
 
 def binas(content: dict[str, Any]) -> str:

@@ -122,7 +122,7 @@ def test_retrainings_on_two_processors_are_not_mixed_and_their_difference_is_sho
     pair = found["budgets"]["w2a2"]["elsewhere"]
     assert (pair["mean"], pair["p"]) == (pytest.approx(0.1), pytest.approx(expected.pvalue))
     assert found["budgets"]["w2a2"]["methods"] == verdict(ROWS)["budgets"]["w2a2"]["methods"]
-    assert "dnas minus the same search and training on former, paired: +0.10, " in table(found)
+    assert "**dnas** minus the same search and training on former, paired: +0.10, " in table(found)
     assert "same search and training on" not in table(verdict(ROWS))
 
 
