@@ -252,8 +252,8 @@ def _estimator(report: Mapping[str, Any]) -> Markup | None:
         "effects per saved ms": "The same per millisecond of measured latency; widths up to 8 bits save none.",
         "interactions": "How far two choices together differ from the sum of both.",
         "interactions of neighbours": "The same of layers that follow each other, by an estimator that has such effects, too.",
-        "agreement": "Sub-networks that were left out of the fit (the line: equal); bars: 95 % by bootstrap. Middle costs: the half of "
-        "them in the middle of the costs.",
+        "agreement": "Sub-networks that were left out of the fit (the line: equal); bars: 95 % by bootstrap. Middle costs: the "
+        "half of them in the middle of the costs.",
     }
     explained, judged = 100 * float(found["r2"]), found["judged"]
     text = (
