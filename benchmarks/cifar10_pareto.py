@@ -16,6 +16,7 @@ with one search for all budgets. Every row holds its images. At every budget:
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
 - within (not by default): at 3.5 % our search without a looser budget to go around (search.loosen=1).
+- sensitivities (not by default): what search=sensitivities selects, trained as where ours trains nothing; with 284,544 images.
 - untrained (not by default): at 3.5 % what the larger budgets have, rounds of measuring the float network (search.epochs=0).
 - variance (not by default): our networks, retrained with further seeds. frontier: what the scores of the trained search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
@@ -54,6 +55,7 @@ FRONTIER_BUDGET = "w2a2"
 VARIANTS = {
     "trained": ("search.train=always",),
     "within": ("search.loosen=1",),
+    "sensitivities": ("search=sensitivities",),
     "untrained": ("search.epochs=0",),
     "binas": ("search=binas", "search.epochs=1", "search.distill=0.9", "search.band=[0.03,0.3]"),
     "gumbel": ("search=gumbel", "search.epochs=1", "search.distill=0.9", "search.warmup=0.1"),
@@ -76,6 +78,7 @@ METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "gumbel": lambda plan, given: plan.other("gumbel"),
     "within": lambda plan, given: plan.other("within"),
     "untrained": lambda plan, given: plan.searched(plan.cold("untrained", UNTRAINED_EPOCHS)),
+    "sensitivities": lambda plan, given: plan.searched(plan.cold("sensitivities", UNTRAINED_EPOCHS)),
     "variance": lambda plan, given: plan.variance(),
     "frontier": lambda plan, given: plan.reselected("trained", "frontier", "trained", FRONTIER_BUDGET),
     "binas": lambda plan, given: plan.binas(FRONTIER_BUDGET),
