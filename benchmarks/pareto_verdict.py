@@ -26,7 +26,10 @@ ESTIMATORS, THESIS, RANK = (
     RESULTS / name for name in ("estimators.json", "cifar10_resnet20_verdict.json", "cifar10_rank.json")
 )
 TARGETS = RESULTS / "cifar10_targets.json"
-METHODS = ("ours", "binas", "uniform", "random", "greedy", "scores", "trained", "untrained", "score_function", "gumbel")
+METHODS = (
+    "ours", "binas", "uniform", "random", "greedy", "scores", "sensitivities", "trained", "untrained", "score_function",
+    "gumbel",
+)  # fmt: skip
 
 
 def by_seed(
@@ -262,7 +265,8 @@ BRIDGES = {
     "binas": "BINAS' estimator, one for all budgets",
     "score_function": "score function, logits",
     "gumbel": "Gumbel-softmax search",
-    "scores": "sensitivities at 8 bits, not shrunk",
+    "sensitivities": "sensitivities at 8 bits, shrunk (search=sensitivities)",
+    "scores": "sensitivities at 8 bits, not shrunk, 6 epochs",
     "greedy": "the same, selected greedily",
     "uniform": "best uniform",
     "random": "random",
@@ -319,13 +323,14 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
         "method": method, "label": BRIDGES[method], **one,
         "minus uniform": difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None,
         "ours minus it": difference(rows, method, budget_id) if method != "ours" else None,
+        "validation": difference(rows, method, budget_id, "validation_accuracy") if method != "ours" else None,
     }  # fmt: skip
 
 
 NAMES = {
     "binas": "BINAS", "scores": "Sensitivities", "greedy": "Greedy", "score_function": "Score function", "gumbel": "Gumbel",
 }  # fmt: skip
-SHOWN = tuple(method for method in METHODS if method not in ("trained", "untrained"))
+SHOWN = tuple(method for method in METHODS if method not in ("sensitivities", "trained", "untrained"))
 """In pictures; the others are in the table of bridges."""
 
 

@@ -231,7 +231,8 @@ def bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector, budget by budget."""
     heads = (
         "budget", "scores from", "test accuracy, %", "minus best uniform, paired", "p (Holm)",
-        "default minus it, paired", "p (Holm)", "images of the search", "of search and training",
+        "default minus it, paired", "p (Holm)", "the same on validation images", "images of the search",
+        "of search and training",
     )  # fmt: skip
     lines = head(heads)
 
@@ -241,10 +242,11 @@ def bridges(content: dict[str, Any]) -> str:
     for budget in content["budgets"]:
         for row in budget["rows"]:
             uniform, ours, images = row["minus uniform"], row["ours minus it"], row["images_search"]
-            lines.append(
-                f"| {budget['bops']:.2%} | {row['label']} | {mean(row)} | {interval(uniform)} | {p_value(uniform)} | "
-                f"{interval(ours)} | {p_value(ours)} | {images:,.0f} | {images + row['images_retrain']:,.0f} |"
-            )
+            cells = [
+                f"{budget['bops']:.2%}", row["label"], mean(row), interval(uniform), p_value(uniform), interval(ours),
+                p_value(ours), interval(row["validation"]), f"{images:,.0f}", f"{images + row['images_retrain']:,.0f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
