@@ -157,7 +157,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
 
 @contextmanager
 def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda norm: True) -> Iterator[None]:
-    """Batch norms, or which of them, normalise by the batch at hand and keep their running statistics; all else evaluates."""
+    """Batch norms, or those that `which` holds for, normalise by the batch at hand; all else evaluates.
+
+    Running statistics stay as they are.
+    """
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     norms = [norm for norm in norms if which(norm)]

@@ -94,9 +94,8 @@ def write_estimator(run: Run) -> None:
     test = Pool.from_json(run.folder.read(JUDGED_FILE, "search"), run.space)
     judged = judge_estimator(run.space, pool, test, cost, neighbours)
     estimator = fit_effects(run.space, pool, neighbours)
-    wider = (
-        estimator if neighbours else fit_effects(run.space, pool, neighbours=True)
-    )  # to be looked at, not selected from
+    # effects of neighbouring layers are to be looked at, not selected from
+    wider = estimator if neighbours else fit_effects(run.space, pool, neighbours=True)
     content = report(run.space, estimator, judged, run.functions, wider)
     run.folder.write_json("estimator.json", content)
     board = run.board("estimator")
