@@ -16,7 +16,7 @@ with one search for all budgets. Every row holds its images. At every budget:
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches.
 - within (not by default): at 3.5 % our search without a looser budget to go around (search.loosen=1).
-- sensitivities (not by default): what search=sensitivities selects, trained as where ours trains nothing; with 284,544 images.
+- sensitivities (not by default): what search=sensitivities selects, trained as where ours trains nothing; with 284,864 images.
 - untrained (not by default): at 3.5 % what the larger budgets have, rounds of measuring the float network (search.epochs=0).
 - variance (not by default): our networks, retrained with further seeds. frontier: what the scores of the trained search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and

@@ -6,6 +6,9 @@ A target that an interval has to show is met where the interval does; those for 
 from collections.abc import Mapping
 from typing import Any
 
+from table_cells import deviation, interval, tau
+from tables_estimators import leave_one_out
+
 GAIN, GAIN_AT = 1.5, ("3.5%", "w2a2")
 """Points that ours is to be ahead of uniform networks, and at which budgets."""
 SPENT, GAP, RATIO, TAU = 0.98, 1.0, 10.0, 0.7
@@ -41,9 +44,8 @@ def targets(
         if pair:
             least = GAIN if name in GAIN_AT else None
             target = "interval above 0" + (f", mean at least {least:+.1f}" if least else "")
-            shown = f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}"
             met = pair["low"] > 0 and (least is None or pair["mean"] >= least)
-            rows.append(row(f"dnas - best uniform, {at}", target, shown, met))
+            rows.append(row(f"dnas - best uniform, {at}", target, interval(pair), met))
     pairs = [c["differences"]["ours - random"] for c in budgets.values() if c["differences"]["ours - random"]]
     if pairs:
         lows = ", ".join(f"{pair['low']:+.2f}" for pair in pairs)
@@ -65,15 +67,9 @@ def targets(
     for content in budgets.values():
         if split := content["variance"]:
             search, retraining = split["search"], split["retraining"]
-            rows.append(
-                row(
-                    f"spread between searches, {content['bops']:.2%}",
-                    "less than between retrainings",
-                    f"{search['sd']:.2f} ({search['interval'][0]:.2f} to {search['interval'][1]:.2f}) and "
-                    f"{retraining['sd']:.2f} ({retraining['interval'][0]:.2f} to {retraining['interval'][1]:.2f})",
-                    search["sd"] < retraining["sd"],
-                )
-            )
+            figure = f"spread between searches, {content['bops']:.2%}"
+            shown, met = f"{deviation(search)}; {deviation(retraining)}", search["sd"] < retraining["sd"]
+            rows.append(row(figure, "less than between retrainings", shown, met))
     found = [(c["bops"], c["gaps"]["ours"]["mean"]) for c in budgets.values() if c["gaps"]["ours"]]
     if found:
         shown = ", ".join(f"{gap:+.1f} at {bops:.2%}" for bops, gap in found)
@@ -83,12 +79,12 @@ def targets(
         ("mean", verdict["one search"])
     ]:
         if pair:
-            shown = f"{pair['mean']:+.2f}, {pair['low']:+.2f} to {pair['high']:+.2f}"
-            target = f"not worse by {pair['margin']:g}"
-            rows.append(
-                row(f"one search for all budgets, minus one each (trained), {at}", target, shown, pair["not_worse"])
+            figure, target = (
+                f"one search for all budgets, minus one each (trained), {at}",
+                f"not worse by {pair['margin']:g}",
             )
-    ratios = [run["score function"]["sd"] / run["score function, leave-one-out"]["sd"] for run in estimators["runs"]]
+            rows.append(row(figure, target, interval(pair), pair["not_worse"]))
+    ratios = leave_one_out(estimators)
     shown = ", ".join(f"{ratio:.0f}" for ratio in sorted(ratios))
     rows.append(
         row(
@@ -100,11 +96,8 @@ def targets(
     )
     if rank:
         agreement = rank["agreement"]["all"]["one-shot, trained"]
-        low, high = agreement["tau_interval"]
-        shown = f"{agreement['tau']:.2f}, {low:.2f} to {high:.2f}"
-        rows.append(
-            row("Kendall's tau, supernet against training", f"{TAU:g} at least", shown, agreement["tau"] >= TAU)
-        )
+        met = agreement["tau"] >= TAU
+        rows.append(row("Kendall's tau, supernet against training", f"{TAU:g} at least", tau(agreement), met))
     if thesis:
         (content,) = thesis["budgets"].values()
         if ours := content["methods"]["ours"]:

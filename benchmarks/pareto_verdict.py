@@ -26,6 +26,8 @@ ESTIMATORS, THESIS, RANK = (
     RESULTS / name for name in ("estimators.json", "cifar10_resnet20_verdict.json", "cifar10_rank.json")
 )
 TARGETS = RESULTS / "cifar10_targets.json"
+MARGIN = 0.7
+"""Points by which one search for all budgets may be worse than one for each."""
 METHODS = (
     "ours", "binas", "uniform", "random", "greedy", "scores", "sensitivities", "trained", "untrained", "score_function",
     "gumbel",
@@ -82,25 +84,27 @@ def difference(
     return student([statistics.mean(ours[s]) - statistics.mean(theirs[s]) for s in seeds])
 
 
-def one_search(rows: Sequence[dict[str, Any]], budget_id: str, margin: float = 0.7) -> dict[str, Any] | None:
-    """One search for all budgets minus a search of its own, paired by seed; `not_worse`: than by `margin`, at 95 %."""
+def one_search(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
+    """One search for all budgets minus a search of its own, paired by seed; see `non_inferior`."""
     shared = [{**r, "method": "ours", "role": "main"} for r in rows if r["role"] == "frontier"]
     own = [{**r, "method": "own"} for r in of_trained(rows, budget_id)]
     found = difference([*shared, *own], "own", budget_id)
-    if found is None:
-        return None
-    low = found["mean"] - float(stats.t.ppf(0.95, found["n"] - 1) * stats.sem(found["values"]))
-    return {**found, "margin": margin, "not_worse": low > -margin}
+    return found and non_inferior(found)
 
 
-def over_budgets(pairs: Sequence[dict[str, Any] | None], margin: float = 0.7) -> dict[str, Any] | None:
+def non_inferior(pair: dict[str, Any]) -> dict[str, Any]:
+    """Whether a paired difference is shown to be no worse than MARGIN, from one side at 95 %: `not_worse`."""
+    low = pair["mean"] - float(stats.t.ppf(0.95, pair["n"] - 1) * stats.sem(pair["values"]))
+    return {**pair, "margin": MARGIN, "not_worse": low > -MARGIN}
+
+
+def over_budgets(pairs: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """One search for all budgets, as `one_search` says of each: the mean over budgets, seed by seed; None below 2 budgets."""
     found = [pair for pair in pairs if pair]
     if len(found) < 2:
         return None
-    every = student([statistics.mean(values) for values in zip(*(pair["values"] for pair in found), strict=True)])
-    low = every["mean"] - float(stats.t.ppf(0.95, every["n"] - 1) * stats.sem(every["values"]))
-    return {**every, "margin": margin, "not_worse": low > -margin}
+    means = [statistics.mean(values) for values in zip(*(pair["values"] for pair in found), strict=True)]
+    return non_inferior(student(means))
 
 
 def of_trained(rows: Sequence[dict[str, Any]], budget_id: str) -> list[dict[str, Any]]:

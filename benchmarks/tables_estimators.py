@@ -32,10 +32,15 @@ def estimators(content: dict[str, Any]) -> str:
         )
         cells = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    ratios = [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
+    ratios = leave_one_out(content)
     return "\n".join(lines) + (
         f"\n\nLeave-one-out cuts the score function's deviation {min(ratios):.0f} to {max(ratios):.0f} times."
     )
+
+
+def leave_one_out(content: dict[str, Any]) -> list[float]:
+    """By how much the baseline cuts the score function's deviation, network by network."""
+    return [r["score function"]["sd"] / r["score function, leave-one-out"]["sd"] for r in content["runs"]]
 
 
 RANKED = {

@@ -164,8 +164,7 @@ PROVEN = 1e-3
 def solvers(content: dict[str, Any]) -> str:
     """Seconds of the exact solvers on every kind of instance, how far Frank-Wolfe and evolution are off, and fronts.
 
-    How far: the proven value less theirs, in that of the worse end of its range, which random search stands for; the most of
-    the group.
+    How far: see `missed`; the most of the group.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in content["rows"]:

@@ -181,7 +181,7 @@ def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda nor
 
 def is_initial(norm: Any) -> bool:
     """Whether a batch norm's running statistics are those that it was made with."""
-    return norm.running_mean is not None and bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
+    return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
 
 
 @torch.no_grad()

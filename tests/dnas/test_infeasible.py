@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dnas.search.budget import Budget, BudgetError
-from dnas.search.scores import Scores
+from dnas.search.scores import Scores, no_scores
 from dnas.select.program import enumerate_positions
 from dnas.select.select import select
 from dnas.space.build import build_space
@@ -25,7 +25,7 @@ FUNCTIONS = {"coarseness": coarseness}
 
 
 def nothing(space: Space) -> Scores:
-    return Scores({choice.name: (0.0,) * len(choice.options) for choice in space.choices}, "none")
+    return Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
 
 
 def test_the_error_names_what_the_other_budgets_leave() -> None:
