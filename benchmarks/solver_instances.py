@@ -118,12 +118,8 @@ def network_space(name: str) -> Space:
         model, space, side = PRESETS[name]
         with hydra.initialize_config_dir(str(configuration_folder()), version_base=None):
             config = parse_config(hydra.compose("config", [f"model={model}", f"space={space}", "budget.bops=0.5"]))
-        own = config.space
         network: nn.Module = elastic_mobilenet(**config.model.arguments)
-        return build_space(
-            network.eval(), (torch.randn(2, 3, side, side),), own.weight_bits, own.act_bits, own.filter_shares,
-            kernels=own.kernels, min_depth=own.min_depth, branches=own.branches,
-        )  # fmt: skip
+        return build_space(network.eval(), (torch.randn(2, 3, side, side),), **config.space.options)
     return build_space(NETWORKS[name](), (torch.randn(2, 3, 32, 32),), BITS, BITS, SHARES)
 
 

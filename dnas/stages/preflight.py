@@ -38,21 +38,7 @@ def preflight(run: Run) -> None:
     model = run.model().eval()
     images = run.images("weights", config.space.calibration_images)
     space = build_space(
-        model,
-        images,
-        config.space.weight_bits,
-        config.space.act_bits,
-        config.space.filter_shares,
-        config.space.exclude,
-        config.target,
-        config.quant.weight_narrow,
-        granularity=config.space.granularity,
-        act_granularity=config.space.act_granularity,
-        filter_block=config.space.filter_block,
-        pairs=config.space.pairs,
-        kernels=config.space.kernels,
-        min_depth=config.space.min_depth,
-        branches=config.space.branches,
+        model, images, target=config.target, weight_narrow=config.quant.weight_narrow, **config.space.options
     )
     if source is not None:
         check_space(source, space.to_json())

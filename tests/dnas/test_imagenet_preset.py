@@ -52,12 +52,9 @@ def built() -> tuple[nn.Module, Space]:
         config = parse_config(
             hydra.compose("config", ["model=elastic_mobilenet", "space=binas_imagenet", "budget.macs=0.5"])
         )
-    model, own = elastic_mobilenet().eval(), config.space
     assert config.model.name == "ElasticMobileNet"
-    return model, build_space(
-        model, torch.randn(2, 3, SIDE, SIDE), own.weight_bits, own.act_bits, own.filter_shares, own.exclude,
-        kernels=own.kernels, min_depth=own.min_depth, branches=own.branches,
-    )  # fmt: skip
+    model = elastic_mobilenet(**config.model.arguments).eval()
+    return model, build_space(model, torch.randn(2, 3, SIDE, SIDE), **config.space.options)
 
 
 def test_it_costs_what_its_largest_and_its_smallest_network_cost(built: tuple[nn.Module, Space]) -> None:
