@@ -74,18 +74,14 @@ class SpaceConfig:
     branches: tuple[str, ...] = ()
 
     @property
-    def filter_shares(self) -> Filters:
-        """Shares of filters as `build_space` takes them."""
-        return {"*": self.filters, **self.filters_by_layer} if self.filters_by_layer else self.filters
-
-    @property
     def options(self) -> dict[str, Any]:
         """Everything that `build_space` takes from here, by name."""
         names = (
             "weight_bits", "act_bits", "exclude", "granularity", "act_granularity", "filter_block", "pairs", "kernels",
             "min_depth", "branches",
         )  # fmt: skip
-        return {"filters": self.filter_shares, **{name: getattr(self, name) for name in names}}
+        filters: Filters = {"*": self.filters, **self.filters_by_layer} if self.filters_by_layer else self.filters
+        return {"filters": filters, **{name: getattr(self, name) for name in names}}
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:

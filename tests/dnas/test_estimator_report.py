@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from dnas.report.estimator import estimator_pictures
 from dnas.report.html import render
 from dnas.search.budget import Budget
-from dnas.search.effects import fit_effects, pairs_of, part_of
+from dnas.search.effects import Estimator, fit_effects, pairs_of, part_of
 from dnas.search.judge import HELD, enough, findings, judge_estimator, report
+from dnas.search.pool import Pool
 from dnas.search.predictors import PREDICTORS
 from dnas.select.select import select
-from dnas.space.choice import Layer
+from dnas.space.choice import Layer, Space
 from dnas.space.cost import build_cost
 from tests.dnas.test_effects import elastic, pool, small, truth
 from tests.dnas.test_report import Reader
@@ -26,12 +28,17 @@ def channels(layer: Layer, c_in: int, c_out: int, weight_bits: int, act_bits: in
     return float(c_in * c_out)
 
 
-def test_savings_predictors_and_pictures() -> None:
-    space = small()
+def fitted(space: Space) -> tuple[Pool, Pool, Estimator, dict[str, Any]]:
+    """Records, others that judge, the estimator, and its judgement."""
     value = truth(space, joint=0.3)
     records, test = pool(space, value, 300, 0, noise=0.5), pool(space, value, 60, 1)
-    estimator = fit_effects(space, records)
     judged = judge_estimator(space, records, test, build_cost(space, "bops"))
+    return records, test, fit_effects(space, records), judged
+
+
+def test_savings_predictors_and_pictures() -> None:
+    space = small()
+    records, _, estimator, judged = fitted(space)
     functions = {"latency_us": channels}
     wider = fit_effects(space, records, neighbours=True)
     content = json.loads(json.dumps(report(space, estimator, judged, functions, wider), allow_nan=False))
@@ -72,10 +79,7 @@ def test_savings_predictors_and_pictures() -> None:
 
 def test_what_it_promises_of_the_selected_network_is_its_prediction() -> None:
     space = elastic()
-    value = truth(space, joint=0.3)
-    records, test = pool(space, value, 300, 0, noise=0.5), pool(space, value, 60, 1)
-    estimator = fit_effects(space, records)
-    judged = judge_estimator(space, records, test, build_cost(space, "bops"))
+    _, test, estimator, judged = fitted(space)
     chosen = select(estimator.scores(space), space, Budget(bops=0.5))
     assert chosen.certificate is not None
     positions = chosen.positions()
