@@ -6,8 +6,8 @@ where its search trains nothing; baselines that start from float weights see 269
 cost what they cost: with retraining score_function sees 1.4, gumbel 1.8 and binas 3.9 times what such baselines do, the last
 with one search for all budgets. Every row holds its images. At every budget:
 
-- ours: the default. Where bits alone meet the budget with all filters, at the three larger budgets, the search trains nothing
-  and networks start from float weights; at 3.5 % it trains its supernet, which the network starts from.
+- ours: the default. Where bits alone meet the budget with all filters, at the three larger budgets, options are switched in the
+  float network at 8 bits and networks start from its weights; at 3.5 % the search trains its supernet, which they start from.
 - trained (not by default): the same with a supernet that is trained at the larger budgets, too (search.train=always).
 - uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in
   full with seed 0, the better one of these from the supernet of the trained search, too, then with every seed from the start
@@ -17,7 +17,7 @@ with one search for all budgets. Every row holds its images. At every budget:
   searches.
 - within (not by default): at 3.5 % our search without a looser budget to go around (search.loosen=1).
 - sensitivities (not by default): what search=sensitivities selects, trained as where ours trains nothing; with 284,864 images.
-- untrained (not by default): at 3.5 % what the larger budgets have, rounds of measuring the float network (search.epochs=0).
+- untrained (not by default): rounds of measuring the float network around what the one before selects (search.epochs=0).
 - variance (not by default): our networks, retrained with further seeds. frontier: what the scores of the trained search at
   W2A2's cost select at the other budgets, retrained from its supernet: one search in place of four. binas: one supernet and
   estimator per seed, a selection for every budget; seed 0 tries both starts, the other seeds the better one.
@@ -148,11 +148,11 @@ def run(setting: Setting, given: argparse.Namespace) -> None:
 
 
 def differs(method: str, plan: Plan) -> bool:
-    """Whether a method is another one than ours at a budget; `trained`, `within` and `untrained` are so at some alone."""
+    """Whether a method is another one than ours at a budget; `trained` and `within` are so at some alone."""
     if method == "frontier":
         return plan.budget_id != FRONTIER_BUDGET
     trains = plan.ours.start == "supernet"
-    return {"trained": not trains, "within": trains, "untrained": trains}.get(method, True)
+    return {"trained": not trains, "within": trains}.get(method, True)
 
 
 if __name__ == "__main__":

@@ -264,13 +264,13 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 BRIDGES = {
     "ours": "**dnas**' default",
-    "trained": "the same, a supernet trained (search.train=always)",
-    "untrained": "the same, nothing trained (search.epochs=0)",
+    "trained": "a supernet trained (search.train=always)",
+    "untrained": "rounds of measuring, nothing trained (search.epochs=0)",
     "binas": "BINAS' estimator, one for all budgets",
     "score_function": "score function, logits",
     "gumbel": "Gumbel-softmax search",
-    "sensitivities": "sensitivities at 8 bits, shrunk (search=sensitivities)",
-    "scores": "sensitivities at 8 bits, not shrunk, 6 epochs",
+    "sensitivities": "sensitivities on 512 images (search=sensitivities)",
+    "scores": "the same, not shrunk, 6 epochs",
     "greedy": "the same, selected greedily",
     "uniform": "best uniform",
     "random": "random",

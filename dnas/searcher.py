@@ -17,7 +17,7 @@ from dnas.search.budget import Budget, BudgetError
 from dnas.search.effects import fit_effects
 from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
-from dnas.search.neighbourhood import SENSITIVITY_IMAGES, NeighbourhoodTraining
+from dnas.search.neighbourhood import NeighbourhoodTraining, first_images
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import average, collect
 from dnas.search.sampling import Neighbours, Sampler
@@ -85,8 +85,8 @@ def search(
         space = supernet.space
         if spared(config, space, budget) and engine.rank == 0:
             engine.console.print(
-                "bits alone meet the budget with all filters: options are measured in the network as it is, and "
-                f"search.epochs={config.epochs:g} are not spent (search.train=always trains the supernet)",
+                "bits alone meet the budget with all filters: options are switched in the network as it is, from its dearest "
+                f"ones, and search.epochs={config.epochs:g} are not spent (search.train=always trains the supernet)",
                 highlight=False,
             )
         config = as_needed(config, space, budget)
@@ -192,9 +192,16 @@ def spared(config: SearchConfig, space: Space, budget: Budget) -> bool:
 
 
 def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfig:
-    """The schedule, with no epochs of training where the neighbourhood search has no rounds or `config.train` spares them."""
-    without = config.searcher == "neighbourhood" and config.rounds == 0
-    return replace(config, epochs=0) if without or spared(config, space, budget) else config
+    """The schedule, with no epochs of training where the neighbourhood search has no rounds or `config.train` spares them.
+
+    Spared rounds become one measurement, of sensitivities, on the images of all of them: untrained weights do not adapt to
+    where a round is, and around a network of the budget errors of other layers hide what an option costs.
+    """
+    if spared(config, space, budget):
+        return replace(
+            config, epochs=0, rounds=0, start="sensitivities", score_images=config.rounds * config.score_images
+        )
+    return replace(config, epochs=0) if config.searcher == "neighbourhood" and config.rounds == 0 else config
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:
@@ -221,7 +228,7 @@ def images_seen(config: SearchConfig, space: Space, images: int) -> int:
     others = sum((COUNTS if c.by_filter and c.kind == "filters" else c.width - 1) for c in space.searched())
     measured = rounds * config.score_images
     if config.start == "sensitivities":
-        measured += max(config.score_images, SENSITIVITY_IMAGES)
+        measured += first_images(config)
     return round(trained + measured * (1 + others))
 
 

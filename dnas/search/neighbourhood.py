@@ -7,9 +7,9 @@ budget at all times: the user's, or, where that leaves no uniform network of ful
 (`dnas.select.reference.loosened`); what the last round goes to meets the user's.
 
 With `start=sensitivities` a measurement comes before the first round, the one that toolkits without a supernet take: in the
-untrained network at its dearest options. The first round goes to what it selects; with no rounds that is all. With `epochs=0`,
-or where `train=needed` spares them (`dnas.searcher.as_needed`), rounds measure and select without training: sensitivities
-around what meets the budget.
+untrained network at its dearest options. The first round goes to what it selects; with no rounds, or where `train=needed`
+spares them (`dnas.searcher.as_needed`), that is all. With `epochs=0` rounds measure and select without training:
+sensitivities around what meets the budget.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,8 +31,11 @@ from dnas.space.architecture import Architecture
 
 Select = Callable[[Scores], Architecture]
 """The best-scored architecture that meets the budget."""
-SENSITIVITY_IMAGES = 512
-"""Held-back images, at least, that the measurement before the first round takes."""
+
+
+def first_images(config: SearchConfig) -> int:
+    """Held-back images that the measurement before the first round takes: as many as all rounds together."""
+    return config.score_images * max(config.rounds, 1)
 
 
 class NeighbourhoodTraining:
@@ -118,8 +121,8 @@ class NeighbourhoodTraining:
 
         Which is what the next round is around, after the last one what the budget itself selects.
         """
-        least = SENSITIVITY_IMAGES if epoch < self.untrained else 0
-        images = first_batches(self.held_back, max(self.config.score_images, least), epoch)
+        count = first_images(self.config) if epoch < self.untrained else self.config.score_images
+        images = first_batches(self.held_back, count, epoch)
         self.supernet.eval()
         found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
         self.scores = found if self.scores is None else self.scores.mean(found)

@@ -33,7 +33,7 @@ class SearchConfig:
     `loosen` the largest factor by which the budget that it trains around is looser (dnas.select.reference.loosened);
     it starts at the widest `uniform` network, or at what the `sensitivities` of the untrained network at its dearest options
     select, and with no rounds ends there; it trains weights `always`, or where that is `needed`
-    (dnas.select.reference.bits_suffice), else its rounds measure the network as it is and `epochs` are not spent;
+    (dnas.select.reference.bits_suffice), else it ends at what sensitivities select, and `rounds` and `epochs` are not spent;
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
     (dnas.search.score_function), without a gradient through the network;
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no

@@ -1,5 +1,6 @@
 """Sensitivities of the untrained network: alone they are the search, or they say where it starts."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from dnas.board import Board
 from dnas.engine import Engine
 from dnas.search.measure import measure_scores
-from dnas.search.neighbourhood import SENSITIVITY_IMAGES, NeighbourhoodTraining
+from dnas.search.neighbourhood import NeighbourhoodTraining
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
@@ -21,7 +22,7 @@ from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from tests.dnas.test_neighbourhood import BUDGET, ENGINE, Counted, built, images_passed
 
-ALONE = SearchConfig(searcher="neighbourhood", start="sensitivities", rounds=0, score_images=16)
+ALONE = SearchConfig(searcher="neighbourhood", start="sensitivities", rounds=0, score_images=48)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "filter"])
@@ -35,7 +36,7 @@ def test_without_rounds_nothing_is_trained_and_options_are_switched_in_the_deare
     for name, value in before.items():
         assert torch.equal(value, supernet.model.state_dict()[name]), name
     dearest = other.with_filters(dearest_architecture(space))
-    assert scores == measure_scores(other.eval(), dearest, held_back.batches)  # 48 images, fewer than it may take
+    assert scores == measure_scores(other.eval(), dearest, held_back.batches)
     assert supernet.most_probable().options == supernet.with_filters(select(scores, space, BUDGET)).options
     assert BUDGET.holds(supernet.most_probable())
 
@@ -63,8 +64,9 @@ def test_the_first_round_trains_around_what_sensitivities_select(monkeypatch: py
         Supernet(model, space, seed=3), BUDGET, weights, held_back, Counted(2), None, config, Engine(ENGINE)
     )
     alone, _ = search(
-        Supernet(model, space, seed=3), BUDGET, Counted(0), Counted(1), Counted(2), None, ALONE, Engine(ENGINE)
-    )
+        Supernet(model, space, seed=3), BUDGET, Counted(0), Counted(1), Counted(2), None,
+        replace(ALONE, score_images=2 * 16), Engine(ENGINE),
+    )  # fmt: skip
     assert len(history) == 3
     assert weights.read == [0, 1, 2, 0, 1, 2, 3, 4, 5]  # each round its half of the epoch; the measurement none
     assert around[0].options == dearest_architecture(space).options
@@ -103,8 +105,9 @@ def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(tm
         model, space = built()
         supernet = Supernet(model, space, seed=3)
         config = SearchConfig(
-            searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, score_images=16, train="always"
-        )
+            searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, train="always",
+            score_images=32 // max(rounds, 1),
+        )  # fmt: skip
         scores, _ = search(
             supernet, BUDGET, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), checkpoint
         )
@@ -140,10 +143,9 @@ def test_the_images_of_such_a_search_are_counted(rounds: int, epochs: int) -> No
     supernet = Supernet(model, space)
     passed = images_passed(supernet.model)
     config = SearchConfig(
-        searcher="neighbourhood", start="sensitivities", epochs=epochs, rounds=rounds, train="always",
-        score_images=SENSITIVITY_IMAGES // 2,
+        searcher="neighbourhood", start="sensitivities", epochs=epochs, rounds=rounds, train="always", score_images=24,
     )  # fmt: skip
-    held_back = Counted(1, SENSITIVITY_IMAGES // 8)
+    held_back = Counted(1, 12)
     search(supernet, BUDGET, Counted(0), held_back, Counted(2, 0), model, config, Engine(ENGINE))
     assert sum(passed) == images_seen(as_needed(config, space, BUDGET), space, 6 * 8)
 

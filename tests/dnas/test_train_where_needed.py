@@ -72,11 +72,35 @@ def test_weights_change_where_training_is_needed_or_asked_for(
     same = all(torch.equal(value, supernet.model.state_dict()[name]) for name, value in before.items())
     assert same is not trained
     assert (len(weights.read) > 0) is trained
-    assert len(history) == 2
+    assert len(history) == (2 if trained else 1)
     assert budget.holds(supernet.most_probable())
     assert sum(passed) == images_seen(as_needed(config, space, budget), space, 6 * 8)
     told = " ".join(capsys.readouterr().out.split())
     assert ("search.epochs=2 are not spent (search.train=always trains the supernet)" in told) is not trained
+
+
+def test_what_is_spared_is_what_sensitivities_select_from_the_images_of_all_rounds() -> None:
+    model, space = built()
+    budget = Budget(bops=cheapest(space) * 1.2)
+    found = []
+    for config in (
+        CONFIG,
+        SearchConfig(searcher="neighbourhood", start="sensitivities", rounds=0, score_images=2 * 16),
+    ):
+        supernet = Supernet(model, space, seed=3)
+        scores, _ = search(supernet, budget, Counted(0), Counted(1), Counted(2, 0), model, config, Engine(ENGINE))
+        found.append((scores, supernet.most_probable().options))
+    assert found[0] == found[1]
+
+
+def test_spared_scores_do_not_depend_on_the_budget() -> None:
+    model, space = built()
+    found = []
+    for factor in (1.001, 1.5):
+        supernet = Supernet(model, space, seed=3)
+        budget = Budget(bops=cheapest(space) * factor)
+        found.append(search(supernet, budget, Counted(0), Counted(1), Counted(2, 0), model, CONFIG, Engine(ENGINE))[0])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("searcher", ["gumbel", "score_function", "binas"])
