@@ -23,12 +23,14 @@ with one search for all budgets. Every row holds its images. At every budget:
   estimator per seed, a selection for every budget; seed 0 tries both starts, the other seeds the better one.
 
 Everything resumes, from the rows in benchmarks/results/cifar10_pareto.json as well, which gets one per finished training. Runs
-of the same images, code and processor give the same rows.
+of the same images, code and processor give the same rows. Where two methods select one network for a seed and train it from
+float weights on as many images, one training serves both; the second row says whose (`trained_as`).
 """
 
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
-        run(setting_of(given.data, given.runs), given)
+        run(replace(setting_of(given.data, given.runs), shared=not given.fresh), given)
 
 
 def again(row: dict[str, Any], given: argparse.Namespace) -> bool:

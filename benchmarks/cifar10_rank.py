@@ -1,109 +1,125 @@
-"""Do a supernet and its estimator order networks as training does? `python benchmarks/cifar10_rank.py /path/to/cifar10.zip`
+"""Do a supernet, its estimator and sensitivities order networks as training does? `python benchmarks/cifar10_rank.py DATA.zip`
 
-Random architectures of ResNet-8's space, over all costs and, others, within the band of cost that uniform W2A2 ends, are
-trained for an epoch from the float weights of the Pareto benchmark, twice; beside their accuracies stand those in BINAS'
-one-shot supernet without training, the estimator's predictions, and their costs. An order is compared with that of every
-single training, and the taus are averaged, so that it stands beside the agreement of one training with the other: a
-prediction as noisy as a training reaches that much, a better one more. All accuracies are on the 5,000 validation images.
-Resumes; writes results/cifar10_rank.json.
+Every architecture that the Pareto benchmark has trained from float weights for five or six epochs, random and uniform ones and
+what searches selected, at all four budgets: its accuracy after that training, that in BINAS' one-shot supernet without
+training, the predictions of BINAS' estimator and of the sensitivities of our default search, and its cost. Kendall's tau over
+all of them, over the random ones alone, and over those that spend 96 to 100 % of one budget, where cost says nothing; and how
+well one training agrees with another of the same architectures. Trains BINAS' supernet (or takes that of the run folder) and
+no network. All accuracies are on the 5,000 validation images. Writes results/cifar10_rank.json.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from cifar10_pareto import BUDGETS, setting_of
-from pareto_runs import Job, Setting, alone, digest, float_network, processes, sampled, search, stamp, train
+from cifar10_pareto import BUDGETS, UNTRAINED_EPOCHS, setting_of
+from pareto_runs import ELSEWHERE, Setting, alone, digest, float_network, processes, search, stamp
 from scipy import stats
 
 from dnas.loaders import regrouped
 from dnas.search.effects import fit_effects
 from dnas.search.pool import Pool, one_shot_accuracy
 from dnas.search.rank import BOOTSTRAPS
+from dnas.search.scores import Scores
+from dnas.space.architecture import Architecture
+from quant.files import write_atomically
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "cifar10_rank.json"
 BUDGET = "w2a2"
-BANDS = {"all": (0.03, 0.3, range(30)), "band": (0.0622, 0.06913466, range(1000, 1016))}
-"""Shares of the BOPs at 8 bits, and numbers of the architectures that are drawn between them: each its own draw."""
-SEEDS = (0, 1)
-"""Of training."""
+"""Whose band of cost is looked at by itself, and whose searches give the predictions."""
+PREDICTIONS = ("one_shot", "estimated", "sensitivities", "bops")
+SPENT = 0.96
+"""Share of the budget from which on an architecture is in its band."""
+EPOCH = 40_000
+"""Images that an epoch has at least."""
 
 
-def jobs() -> list[Job]:
-    """Every architecture with every seed."""
-    return [
-        Job(
-            "rank", "rank", name, BUDGETS[BUDGET], f"sampled {number} {low} {high}", "float", None, None, seed, epochs=1
-        )
-        for seed in SEEDS
-        for name, (low, high, numbers) in BANDS.items()
-        for number in numbers
-    ]
+def trained(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:
+    """Architectures with the validation accuracies of all of their trainings from this float network, by seed of training."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: (r["retrain_seed"] or 0, r.get("role") == ELSEWHERE)):
+        long = row.get("start") == "float" and row["images_retrain"] >= UNTRAINED_EPOCHS * EPOCH
+        if long and row["float"] == network and row["role"] != "screen" and "trained_as" not in row:
+            key = json.dumps(row["options"], sort_keys=True)
+            one = found.setdefault(
+                key, {"architecture": row["architecture"], "options": row["options"], "random": False, "trained": []}
+            )
+            one["random"] |= row["method"] == "random"
+            one["trained"].append(row["validation_accuracy"])
+    return list(found.values())
 
 
-def judged(setting: Setting, folder: Path) -> list[dict[str, Any]]:
-    """One-shot accuracy and prediction of every architecture, in the order of the first seed's jobs."""
-    run = setting.open(folder)
+def predicted(
+    setting: Setting, folders: Mapping[str, Path], networks: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The architectures with their cost, one-shot accuracy and predictions.
+
+    Args:
+        setting: where.
+        folders: run folders of the searches, `binas` and `ours`.
+        networks: as `trained` gives them.
+    """
+    run = setting.open(folders["binas"])
     supernet = run.supernet(trained=True).eval()
     batches = regrouped(list(run.batches("validation", 500, False).epoch(0)), 1000)
-    pool = Pool.from_json((folder / "pool.json").read_text(encoding="utf-8"), run.space)
+    pool = Pool.from_json((folders["binas"] / "pool.json").read_text(encoding="utf-8"), run.space)
     estimator, names = fit_effects(run.space, pool), [choice.name for choice in run.space.choices]
+    sensitivities = Scores.from_json((folders["ours"] / "scores.json").read_text(encoding="utf-8"))
     found = []
-    for job in jobs():
-        if job.retrain_seed == SEEDS[0]:
-            _, number, low, high = job.architecture.split()
-            architecture = sampled(run.space, int(number), float(low), float(high))
-            positions = np.array([architecture.positions()[name] for name in names])
-            found.append(
-                {
-                    "band": job.budget_id, "architecture": job.architecture, "bops": architecture.cost("bops", relative=True),
-                    "one_shot": float(np.mean([one_shot_accuracy(supernet, positions, batch) for batch in batches])),
-                    "estimated": float(estimator.predict(positions[None])[0]),
-                }
-            )  # fmt: skip
+    for network in networks:
+        architecture = Architecture(run.space, network["options"])
+        positions = np.array([architecture.positions()[name] for name in names])
+        found.append(
+            {
+                **network, "bops": float(architecture.cost("bops", relative=True)),
+                "one_shot": float(np.mean([one_shot_accuracy(supernet, positions, batch) for batch in batches])),
+                "estimated": float(estimator.predict(positions[None])[0]),
+                "sensitivities": float(sensitivities.of(run.space, positions[None])[0]),
+            }
+        )  # fmt: skip
     return found
 
 
-def agreement(predicted: Sequence[float], orders: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Kendall's tau of one order with each of several, averaged; what is all equal agrees with none (0).
-
-    Args:
-        predicted: a number for every architecture.
-        orders: such numbers of every single training.
-
-    Returns:
-        n, tau and its 95 % interval, by a bootstrap over architectures: all orders of a draw are of the same ones.
-    """
-    first, others = np.asarray(predicted, dtype=float), np.asarray(orders, dtype=float)
+def agreement(predicted: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
+    """Kendall's tau of two orders, its 95 % interval by a bootstrap over architectures; what is all equal agrees with none."""
+    first, second = np.asarray(predicted, dtype=float), np.asarray(accuracies, dtype=float)
 
     def tau(rows: Any) -> float:
-        return float(np.mean([np.nan_to_num(stats.kendalltau(first[rows], one[rows]).statistic) for one in others]))
+        return float(np.nan_to_num(stats.kendalltau(first[rows], second[rows]).statistic))
 
     generator, count = np.random.default_rng(0), len(first)
     draws = [tau(generator.integers(0, count, count)) for _ in range(BOOTSTRAPS)]
     return {"n": count, "tau": tau(slice(None)), "tau_interval": [float(v) for v in np.percentile(draws, (2.5, 97.5))]}
 
 
+def scoped(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The architectures of every scope."""
+    cap = BUDGETS[BUDGET]["bops"]
+    return {
+        "all": list(rows),
+        "random": [row for row in rows if row["random"]],
+        "band": [row for row in rows if SPENT * cap <= row["bops"] <= cap],
+    }
+
+
 def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Kendall's tau of every pair of orders with its interval, over all costs and within the band."""
+    """Kendall's tau of every prediction with one training of each architecture, and of that with another where there is one.
+
+    None of fewer than three architectures.
+    """
     found: dict[str, Any] = {}
-    for scope in BANDS:
-        chosen = [row for row in rows if row["band"] == scope]
-        orders = {name: [row[name] for row in chosen] for name in ("one_shot", "estimated", "bops")}
-        trained = [[row["trained"][turn] for row in chosen] for turn in range(len(SEEDS))]
+    for scope, chosen in scoped(rows).items():
+        orders = {f"{name}, trained": [(row[name], row["trained"][0]) for row in chosen] for name in PREDICTIONS}
+        orders["trained twice"] = [(row["trained"][0], row["trained"][1]) for row in chosen if len(row["trained"]) > 1]
         found[scope] = {
-            "one-shot, trained": agreement(orders["one_shot"], trained),
-            "estimated, trained": agreement(orders["estimated"], trained),
-            "cost, trained": agreement(orders["bops"], trained),
-            "estimated, one-shot": agreement(orders["estimated"], [orders["one_shot"]]),
-            "trained twice": agreement(trained[0], trained[1:]),
+            name: agreement(*zip(*pairs, strict=True)) if len(pairs) > 2 else None for name, pairs in orders.items()
         }
     return found
 
@@ -120,29 +136,20 @@ def main() -> None:
 
 
 def run(setting: Setting, count: int) -> None:
-    """Trains what is missing, with so many processes, and writes the result."""
+    """Searches, with so many processes, judges, and writes the result."""
     float_network(setting, BUDGETS[BUDGET])
-    here = digest(setting.runs / "float" / "float.safetensors")
     with processes(count) as pool:
-        searched = pool.submit(search, setting, "binas", BUDGET, BUDGETS[BUDGET], 0)
-        waiting = [pool.submit(train, setting, job, "rank_rows") for job in jobs()]
-        rows = judged(setting, searched.result())
-        found_rows = [future.result() for future in waiting]
-    if any(row["float"] != here for row in found_rows):
-        raise RuntimeError(
-            f"{setting.runs / 'rank_rows'} holds rows of another float network; remove them, or give another --runs"
-        )
-    trained = [row["validation_accuracy"] for row in found_rows]
-    for i, row in enumerate(rows):
-        row["trained"] = [trained[i + turn * len(rows)] for turn in range(len(SEEDS))]
+        waiting = {name: pool.submit(search, setting, name, BUDGET, BUDGETS[BUDGET], 0) for name in ("binas", "ours")}
+        folders = {name: future.result() for name, future in waiting.items()}
+    committed = json.loads(setting.result.read_text(encoding="utf-8"))
+    networks = trained(committed, digest(setting.runs / "float" / "float.safetensors"))
+    rows = predicted(setting, folders, networks)
     found = agreements(rows)
-    content = {"type": "dnas.Rank", "version": 1, "agreement": found, "rows": rows, **stamp(0.0)}
+    content = {"type": "dnas.Rank", "version": 2, "agreement": found, "rows": rows, **stamp(0.0)}
     del content["seconds"]
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(RESULT, json.dumps(content, indent=1) + "\n")
     for scope, pairs in found.items():
-        print(
-            scope, {name: (round(p["tau"], 2), [round(v, 2) for v in p["tau_interval"]]) for name, p in pairs.items()}
-        )
+        print(scope, {name: one and (one["n"], round(one["tau"], 2)) for name, one in pairs.items()})
 
 
 if __name__ == "__main__":

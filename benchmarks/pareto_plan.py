@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from dataclasses import replace
 from typing import Any
 
-from pareto_runs import Job, Setting, digest, search, train
+from pareto_runs import ELSEWHERE, Job, Setting, digest, search, train
 
 from dnas.space.processor import instructions, processor
 from quant.files import write_atomically
@@ -21,8 +21,6 @@ RANDOM = 3
 COUNTED = ("main", "candidate")
 """Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
 WRITING = threading.Lock()
-ELSEWHERE = "elsewhere"
-"""Role of what counted until it was trained again on another processor."""
 FINALISTS = 2
 """Uniform networks that seed 0 trains in full after an epoch of all of them."""
 

@@ -30,24 +30,21 @@ from dnas.recipe import evaluate
 from dnas.retrain import retrain
 from dnas.run import source_commit
 from dnas.search.budget import Budget
-from dnas.search.sampling import Sampler
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.select.reference import STRUCTURE, random_architecture, uniform_architecture, uniform_candidates
 from dnas.select.select import select
 from dnas.space.architecture import Architecture
-from dnas.space.choice import Space
-from dnas.space.cost import build_cost, reference_cost
 from dnas.space.processor import instructions, processor
 from dnas.stages.context import Run, open_folder, save_weights
 from dnas.stages.retrain import summary
 from quant.files import write_atomically
 
 QUIET = Console(quiet=True)
-DRAWS, NUMBERS = 100, 100_000
-"""Tries for a random architecture between two costs; tries of one number are so far apart from each other."""
 COMMIT = source_commit()
 """Of the code that this process runs, whatever happens to the files meanwhile."""
+ELSEWHERE = "elsewhere"
+"""Role of what counted until it was trained again on another processor."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Setting:
 
     data: cifar10.zip. runs: folder of runs and rows. result: the committed rows. overrides: of every run; variants: of
     searches, by name. compile: of the engine. decided: budget whose rows say which start is better, at all budgets; None is
-    every budget's own. Two processes of one thread fill two cores better than one process of two.
+    every budget's own. shared: one training from float weights serves all methods that select its network. Two processes of
+    one thread fill two cores better than one process of two.
     """
 
     data: str
@@ -68,6 +66,7 @@ class Setting:
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     compile: str = "always"
     decided: str | None = None
+    shared: bool = True
 
     def config(self, folder: Path, *overrides: str) -> DictConfig:
         """The experiment's configuration with these changes."""
@@ -100,7 +99,7 @@ class Setting:
 class Job:
     """One network to be trained.
 
-    architecture: `uniform W A SHARE kernel=K ...`, `random NUMBER`, `sensitivity greedy` or `exact`, `sampled NUMBER LOW HIGH`,
+    architecture: `uniform W A SHARE kernel=K ...`, `random NUMBER`, `sensitivity greedy` or `exact`,
     `selected` by the search, or `reselected` from its scores for another budget than it was for. start: `float` or
     `supernet`. search: which variant's supernet, if any; search_budget: for which budget it was trained, None is the job's
     own. epochs: of training; None is the experiment's own number.
@@ -207,9 +206,9 @@ def search(setting: Setting, variant: str, budget_id: str, budgets: Mapping[str,
     return folder
 
 
-def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
-    """Trains the network of a job by the experiment's recipe; its row, kept in `rows`. The test set is read here, once."""
-    file = setting.runs / rows / f"{job.key}.json"
+def train(setting: Setting, job: Job) -> dict[str, Any]:
+    """Trains the network of a job by the experiment's recipe; its row. The test set is read here, once."""
+    file = setting.runs / "rows" / f"{job.key}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
@@ -232,26 +231,58 @@ def train(setting: Setting, job: Job, rows: str = "rows") -> dict[str, Any]:
         config = replace(config, epochs=job.epochs)
     batches = own.batches(own.data.training(), config.batch_size, True, "retrain")
     file.parent.mkdir(exist_ok=True)
-    checkpoint = file.with_suffix(".ckpt")
-    retrain(
-        model, batches, own.batches("validation", 500, False), run.float_model(), config, run.engine, checkpoint,
-        Board(None), derived_seed(job.retrain_seed, "retrain"),
-    )  # fmt: skip
+    known = {
+        "start": job.start, "retrain_seed": job.retrain_seed, "options": json.loads(json.dumps(dict(architecture.options))),
+        "images_retrain": len(batches) * config.batch_size * config.epochs,
+        "float": digest(setting.runs / "float" / "float.safetensors"),
+    }  # fmt: skip
+    measured = trained_before(file.parent, known) if setting.shared and job.start == "float" else None
+    if measured is None:
+        checkpoint = file.with_suffix(".ckpt")
+        retrain(
+            model, batches, own.batches("validation", 500, False), run.float_model(), config, run.engine, checkpoint,
+            Board(None), derived_seed(job.retrain_seed, "retrain"),
+        )  # fmt: skip
+        checkpoint.unlink(missing_ok=True)
+        measured = {**accuracies(run, model), **stamp(start)}
     found = {
         "model": setting.model, **{k: v for k, v in asdict(job).items() if k != "epochs"},
         "architecture": summary(architecture),
-        "costs": {name: float(architecture.cost(name, relative=True)) for name in job.budgets}, **accuracies(run, model),
-        "images_search": images_searched(run, job),
-        "images_retrain": len(batches) * config.batch_size * config.epochs, **stamp(start),
-        "options": dict(architecture.options), "float": digest(setting.runs / "float" / "float.safetensors"),
+        "costs": {name: float(architecture.cost(name, relative=True)) for name in job.budgets},
+        "images_search": images_searched(run, job), **known, **measured,
     }  # fmt: skip
     if job.search:
         found["supernet"] = digest(folder / "search.ckpt")
     if job.architecture == "selected":
         found["gap"] = run.folder.read_json("select.json", "select")["gap"]
     write_atomically(file, json.dumps(found, indent=1))
-    checkpoint.unlink(missing_ok=True)
     return found
+
+
+def wide(extensions: str) -> bool:
+    """Whether a processor's vector instructions, as rows name them, are those that torch sums 16 numbers with."""
+    return "avx512f" in extensions.split()
+
+
+MEASURED = ("accuracy", "validation_accuracy", "seconds", "commit", "versions", "processor", "instructions")
+"""What a row says of its training alone."""
+
+
+def trained_before(rows: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a finished row says of this very training from float weights, whichever method asked for it, and its key.
+
+    Architecture, seed, images and float network settle such a training, but for the processor's rounding: a row counts where
+    its processor has AVX-512 if this one does. Two searches that select one network share its training.
+    """
+    for file in sorted(rows.glob("*.json")):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        same = row.get("instructions") is not None and wide(row["instructions"]) == wide(instructions())
+        same = same and row["role"] not in ("screen", ELSEWHERE)
+        if same and all(row.get(name) == value for name, value in known.items()):
+            return {name: row[name] for name in MEASURED if name in row} | {
+                "trained_as": row.get("trained_as", file.stem)
+            }
+    return None
 
 
 def images_searched(run: Run, job: Job) -> int:
@@ -301,8 +332,6 @@ def architecture_of(run: Run, text: str, budgets: Mapping[str, float], seed: int
         return uniform_architecture(run.space, int(values[0]), int(values[1]), float(values[2]), sides)
     if rule == "random":
         return random_architecture(run.space, budget, int(values[0]))
-    if rule == "sampled":
-        return sampled(run.space, int(values[0]), float(values[1]), float(values[2]))
     if rule == "sensitivity":
         scores = sensitivities(run, supernet, seed)
         return greedy(scores, run, budget) if values[0] == "greedy" else select(scores, run.space, budget)
@@ -310,21 +339,6 @@ def architecture_of(run: Run, text: str, budgets: Mapping[str, float], seed: int
         scores = Scores.from_json(run.folder.read("scores.json", "search"))
         return select(scores, run.space, budget)
     return run.architecture()
-
-
-def sampled(space: Space, number: int, low: float, high: float) -> Architecture:
-    """Random architecture `number` of those between two shares of the BOPs at 8 bits, evenly over their logarithm.
-
-    Raises:
-        RuntimeError: none of many draws for this number lies between them.
-    """
-    full = reference_cost(space, "bops")
-    sampler = Sampler(space, 0, build_cost(space, "bops"), (low * full, high * full))
-    for turn in range(DRAWS):
-        found = Architecture.at(space, sampler.named(number + turn * NUMBERS))
-        if low <= float(found.cost("bops", relative=True)) <= high:
-            return found
-    raise RuntimeError(f"no random architecture at {low:.2%} to {high:.2%} of the BOPs in {DRAWS} draws")
 
 
 def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:

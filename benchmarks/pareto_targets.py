@@ -95,9 +95,10 @@ def targets(
         )
     )
     if rank:
-        agreement = rank["agreement"]["all"]["one-shot, trained"]
-        met = agreement["tau"] >= TAU
-        rows.append(row("Kendall's tau, supernet against training", f"{TAU:g} at least", tau(agreement), met))
+        for name, label in (("one_shot", "supernet"), ("sensitivities", "sensitivities")):
+            agreement = rank["agreement"]["all"][f"{name}, trained"]
+            met = agreement["tau"] >= TAU
+            rows.append(row(f"Kendall's tau, {label} against training", f"{TAU:g} at least", tau(agreement), met))
     if thesis:
         (content,) = thesis["budgets"].values()
         if ours := content["methods"]["ours"]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_plan import ELSEWHERE, network
+from pareto_plan import network
+from pareto_runs import ELSEWHERE
 from pareto_targets import targets
 from scipy import stats
 

@@ -44,23 +44,27 @@ def leave_one_out(content: dict[str, Any]) -> list[float]:
 
 
 RANKED = {
-    "one-shot, trained": "one-shot accuracy against a training",
-    "estimated, trained": "estimator against a training",
-    "cost, trained": "cost alone against a training",
-    "estimated, one-shot": "estimator against one-shot accuracy",
-    "trained twice": "one training against another: its repeatability",
+    "one_shot, trained": "accuracy in BINAS' supernet",
+    "estimated, trained": "BINAS' estimator",
+    "sensitivities, trained": "sensitivities, added up (the default's)",
+    "bops, trained": "cost alone",
+    "trained twice": "another training: the ceiling",
 }
+SCOPES = {"all": "all costs", "random": "random ones alone", "band": "one band of cost"}
+
+
+def counted(pair: dict[str, Any] | None) -> str:
+    """A rank correlation, its interval and n; nothing of too few."""
+    return f"{tau(pair)} ({pair['n']})" if pair else ""
 
 
 def rank(content: dict[str, Any]) -> str:
-    """Kendall's tau of every pair of orders, over all costs and within a band; with trainings the mean over single ones."""
-    every, band = content["agreement"]["all"], content["agreement"]["band"]
-    counts = [found["trained twice"]["n"] for found in (every, band)]
-    lines = [
-        f"| Kendall's tau, 95 % | all costs (n = {counts[0]}) | one band of cost (n = {counts[1]}) |",
-        "| --- " * 3 + "|",
-    ]
-    lines += [f"| {label} | {tau(every[key])} | {tau(band[key])} |" for key, label in RANKED.items()]
+    """Kendall's tau of every prediction with a training, over all costs, of random architectures, and within a band of cost."""
+    found = content["agreement"]
+    lines = [f"| Kendall's tau with a training, 95 % (n) | {' | '.join(SCOPES.values())} |", "| --- " * 4 + "|"]
+    for key, label in RANKED.items():
+        cells = [counted(found[scope][key]) for scope in SCOPES]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

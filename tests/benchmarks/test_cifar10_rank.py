@@ -11,27 +11,23 @@ from scipy import stats
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import cifar10_rank
-from cifar10_rank import agreement, agreements
+from cifar10_rank import agreement, agreements, trained
 from tables import table
 
 NOISE = 0.5
 
 
-def drawn(seed: int, count: int = 40) -> dict[str, Any]:
-    """Noiseless accuracies, two trainings, and a prediction that is as noisy as a training."""
+def drawn(seed: int, count: int = 40) -> list[dict[str, Any]]:
+    """Architectures with two trainings, noiseless accuracies, a prediction that is as noisy as a training, and none."""
     generator = np.random.default_rng(seed)
     truth = generator.standard_normal(count)
     noisy = [truth + NOISE * generator.standard_normal(count) for _ in range(3)]
-    return {"truth": truth, "trained": noisy[:2], "copy": noisy[2]}
-
-
-def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "band": "band" if i % 2 else "all", "bops": float(i), "one_shot": found["truth"][i], "estimated": found["copy"][i],
-            "trained": [one[i] for one in found["trained"]],
+            "random": i % 2 == 0, "bops": (0.0691, 0.3)[i % 4 == 0], "one_shot": truth[i], "estimated": noisy[2][i],
+            "sensitivities": 0.0, "trained": [noisy[0][i], noisy[1][i]][: 1 if i == 0 else 2],
         }
-        for i in range(len(found["truth"]))
+        for i in range(count)
     ]  # fmt: skip
 
 
@@ -39,9 +35,9 @@ def test_repeatability_is_that_of_a_prediction_as_noisy_and_below_that_of_a_perf
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 1)
-    taus = [{name: one["tau"] for name, one in agreements(rows(drawn(seed)))["all"].items()} for seed in range(150)]
+    taus = [{name: one["tau"] for name, one in agreements(drawn(seed))["all"].items()} for seed in range(150)]
     perfect, copy, twice = (
-        np.array([one[name] for one in taus]) for name in ("one-shot, trained", "estimated, trained", "trained twice")
+        np.array([one[name] for one in taus]) for name in ("one_shot, trained", "estimated, trained", "trained twice")
     )
     # of normal accuracies tau is 2 / pi times the arcsine of the correlation (Greiner)
     assert perfect.mean() == pytest.approx(2 / np.pi * np.arcsin((1 + NOISE**2) ** -0.5), abs=0.02)
@@ -50,29 +46,52 @@ def test_repeatability_is_that_of_a_prediction_as_noisy_and_below_that_of_a_perf
     assert abs((copy - twice).mean()) < 3 * stats.sem(copy - twice)
 
 
-def test_taus_of_single_trainings_are_averaged_in_one_bootstrap() -> None:
-    found = drawn(0)
-    result = agreement(found["copy"], found["trained"])
-    taus = [stats.kendalltau(found["copy"], one).statistic for one in found["trained"]]
-    assert result["tau"] == pytest.approx(np.mean(taus))
-    assert result["tau_interval"][0] < result["tau"] < result["tau_interval"][1]
-    assert agreement(found["copy"], found["trained"][:1] * 2) == agreement(found["copy"], found["trained"][:1])
-    assert agreement(np.ones(5), [np.arange(5.0)])["tau"] == 0.0
+def test_scopes_hold_their_own_architectures() -> None:
+    found = agreements(drawn(0))
+    assert [found[scope]["bops, trained"]["n"] for scope in ("all", "random", "band")] == [40, 20, 30]
+    assert [found[scope]["trained twice"]["n"] for scope in ("all", "random", "band")] == [39, 19, 30]
+    assert found["band"]["bops, trained"]["tau"] == 0.0  # all cost the same
+    assert found["all"]["sensitivities, trained"]["tau"] == 0.0
+    assert agreements(drawn(0)[:2])["all"]["trained twice"] is None
+
+
+def test_a_tau_is_scipys_and_its_interval_holds_it() -> None:
+    first, second = np.random.default_rng(0).standard_normal((2, 30))
+    found = agreement(first, first + second)
+    assert found["tau"] == pytest.approx(stats.kendalltau(first, first + second).statistic)
+    assert found["tau_interval"][0] < found["tau"] < found["tau_interval"][1]
+    assert agreement(np.ones(5), np.arange(5.0))["tau"] == 0.0
 
 
 def test_intervals_hold_the_tau_of_many_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 100)
     expected, inside = 2 / np.pi * np.arcsin(1 / (1 + NOISE**2)), 0
     for seed in range(60):
-        found = drawn(seed)
-        low, high = agreement(found["copy"], found["trained"])["tau_interval"]
+        low, high = agreements(drawn(seed))["all"]["trained twice"]["tau_interval"]
         inside += low <= expected <= high
     assert inside / 60 > 0.85
 
 
-def test_the_table_names_the_repeatability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_of_one_architecture_are_put_together_by_seed() -> None:
+    base = {
+        "start": "float", "images_retrain": 224_960, "float": "here", "role": "main", "method": "random", "options": {"a": 2},
+        "architecture": "W2", "retrain_seed": 1, "validation_accuracy": 71.0,
+    }  # fmt: skip
+    rows = [
+        base, base | {"retrain_seed": 0, "validation_accuracy": 70.0, "method": "ours"},
+        base | {"options": {"a": 3}, "method": "scores"}, base | {"start": "supernet"}, base | {"float": "another"},
+        base | {"images_retrain": 44_992}, base | {"role": "screen"}, base | {"trained_as": "the first"},
+        {"method": "float", "retrain_seed": 0, "images_retrain": 224_960, "float": "here"},
+    ]  # fmt: skip
+    assert trained(rows, "here") == [
+        {"architecture": "W2", "options": {"a": 2}, "random": True, "trained": [70.0, 71.0]},
+        {"architecture": "W2", "options": {"a": 3}, "random": False, "trained": [71.0]},
+    ]
+
+
+def test_the_table_names_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 10)
-    found = agreements(rows(drawn(0)))
-    text = table({"type": "dnas.Rank", "version": 1, "agreement": found, "rows": []})
-    assert "all costs (n = 20) | one band of cost (n = 20)" in text
-    assert f"repeatability | {found['all']['trained twice']['tau']:.2f}, " in text
+    found = agreements(drawn(0))
+    text = table({"type": "dnas.Rank", "version": 2, "agreement": found, "rows": []})
+    assert "all costs | random ones alone | one band of cost" in text
+    assert f"ceiling | {found['all']['trained twice']['tau']:.2f}, " in text
