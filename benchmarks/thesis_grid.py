@@ -7,7 +7,7 @@ filter's pair is its own width and that of its channel in the next activation te
 their pair, and those of the last layer take a pair's weight bits alone. Both parts hold only compositions that cost 96 to 100 %
 of (3,3) everywhere, and every network has a seed of its own: seeds are nested in compositions, as the analysis takes them.
 What part of the variance is the architecture's, what part the retraining's? ResNet-8, from the float network of the Pareto
-benchmark (run that first). Resumes; writes results/thesis_grid.json and thesis_grid.png.
+benchmark. Resumes, from the committed rows as well; writes results/thesis_grid.json and thesis_grid.png.
 """
 
 import argparse
@@ -28,8 +28,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cifar10_pareto import setting_of
-from pareto_runs import Setting, accuracies, alone, digest, processes, quoted, stamp
+from cifar10_pareto import BUDGETS, setting_of
+from pareto_runs import Setting, accuracies, alone, digest, float_network, processes, quoted, stamp
 from pareto_verdict import components
 
 from dnas.board import Board
@@ -116,10 +116,25 @@ def seed_of(part: str, number: int, turn: int) -> int:
     return 1000 * (1 + PARTS.index(part)) + number * SEEDS + turn
 
 
+def row_file(setting: Setting, part: str, number: int, seed: int) -> Path:
+    """Where the row of a network is."""
+    return setting.runs / "grid_rows" / f"{part.replace(' ', '_')}-{number}-{seed}.json"
+
+
+def restore(setting: Setting, network: str) -> None:
+    """Takes the committed rows from this float network for finished."""
+    content = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"rows": []}
+    (setting.runs / "grid_rows").mkdir(parents=True, exist_ok=True)
+    for row in content["rows"]:
+        file = row_file(setting, row["part"], row["composition"], row["retrain_seed"])
+        if row["float"] == network and not file.exists():
+            write_atomically(file, json.dumps(row, indent=1))
+
+
 def train(setting: Setting, part: str, number: int, turn: int) -> dict[str, Any]:
     """Trains one network, unless its row is there; its row."""
     seed = seed_of(part, number, turn)
-    file = setting.runs / "grid_rows" / f"{part.replace(' ', '_')}-{number}-{seed}.json"
+    file = row_file(setting, part, number, seed)
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     start = time.perf_counter()
@@ -137,9 +152,9 @@ def train(setting: Setting, part: str, number: int, turn: int) -> dict[str, Any]
     row = {
         "model": setting.model, "part": part, "composition": number, "retrain_seed": seed, **accuracies(run, model),
         "costs": {"bops": float(architecture.cost("bops", relative=True))}, "spent": spent(architecture),
-        "images_retrain": len(batches) * config.batch_size * EPOCHS, **stamp(start),
+        "images_retrain": len(batches) * config.batch_size * EPOCHS, "float": digest(run.folder.file("float.safetensors")),
+        **stamp(start),
     }  # fmt: skip
-    file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(row, indent=1))
     return row
 
@@ -194,12 +209,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     with alone(given.runs / "lock", RESULT.with_suffix(".lock")):
-        run_all(replace(setting_of(given.data, given.runs), overrides=OVERRIDES), given.jobs)
+        setting = setting_of(given.data, given.runs)
+        float_network(setting, BUDGETS["w2a2"])
+        run_all(replace(setting, overrides=OVERRIDES), given.jobs)
 
 
 def run_all(setting: Setting, count: int) -> None:
     """Trains what is missing, with so many processes, and writes the result and its picture."""
     weights = setting.runs / "float" / "float.safetensors"
+    restore(setting, digest(weights))
     setting.stages(setting.runs / "grid", ("preflight",), "budget.bops=1.0", f"model.checkpoint={quoted(weights)}")
     shared = setting.runs / "grid" / "float.safetensors"
     if not shared.exists():

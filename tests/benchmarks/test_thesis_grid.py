@@ -1,5 +1,6 @@
 """The thesis' grid: pairs are joint, both parts cost alike, and no seed serves two networks."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import thesis_grid
+from pareto_runs import Setting
 from tables import table
-from thesis_grid import COMPOSITIONS, FIRST, PAIRS, PARTS, SEEDS, drawn, next_tensors, seed_of, summary
+from thesis_grid import COMPOSITIONS, FIRST, PAIRS, PARTS, SEEDS, drawn, next_tensors, restore, seed_of, summary, train
 
 import dnas
 from dnas.models.resnet import resnet8
@@ -100,3 +103,24 @@ def test_the_summary_finds_the_deviations_and_the_table_shows_them() -> None:
     text = table({"type": "dnas.ThesisGrid", "version": 1, "summary": found, "rows": []})
     assert all(part in text for part in PARTS)
     assert "400 x 3 | 97.0% to 99.0%" in text
+
+
+def test_committed_rows_of_this_float_network_are_taken_for_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {
+            "part": PARTS[1],
+            "composition": 2,
+            "retrain_seed": seed_of(PARTS[1], 2, turn),
+            "float": network,
+            "accuracy": 50.0,
+        }
+        for turn, network in enumerate(("here", "another"))
+    ]
+    (tmp_path / "grid.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(thesis_grid, "RESULT", tmp_path / "grid.json")
+    setting = Setting("data", tmp_path / "runs", tmp_path / "rows.json", "model", "experiment")
+    restore(setting, "here")
+    assert [json.loads(file.read_text()) for file in (tmp_path / "runs" / "grid_rows").iterdir()] == rows[:1]
+    assert train(setting, PARTS[1], 2, 0) == rows[0]  # without data, so that nothing can be trained
