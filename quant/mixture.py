@@ -89,6 +89,11 @@ def _fast(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and kernel_available()
 
 
+def _by_rows(x: Tensor, steps: Tensor) -> bool:
+    """Whether what shares a step lies together in memory, as the kernel needs it; else it copies x."""
+    return steps.dim() == 1 or x.stride(0) * x.shape[0] == x.numel()
+
+
 class _Mixture(torch.autograd.Function):
     """Saves x alone and recomputes in backward."""
 
@@ -120,7 +125,9 @@ class _Mixture(torch.autograd.Function):
         choices = ctx.needs_input_grad[1]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("quantisers have first derivatives only: create_graph=True is not possible through them")
-        if _fast(x) and torch.compiler.is_compiling() and ctx.owned:
+        if ctx.hard and not choices and torch.compiler.is_compiling() and not _by_rows(x, steps):
+            grad_x, grad_weights, slopes = _backward(grad, x, weights, steps, lower, upper, True, False)
+        elif _fast(x) and torch.compiler.is_compiling() and ctx.owned:
             grad_x = grad
             grad_weights, slopes = torch.ops.dnas.mixture_backward_(grad, x, weights, steps, lower, upper, choices)
         elif _fast(x):

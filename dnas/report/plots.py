@@ -284,7 +284,7 @@ def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[st
             axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=8))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.tick_params(labelbottom=last)
         axes.set_ylabel(label, size=9.5, color=INK)

@@ -93,6 +93,12 @@ def test_pareto_picture_names_methods_seeds_budgets_and_float() -> None:
     assert {"Hollow: over the budget", "≤ 4 M", "MACs"} <= set(texts)
 
 
+def test_one_epoch_is_not_cut_into_fractions() -> None:
+    texts = texts_of(training_picture([{"accuracy": 80.0}]).svg())
+    assert "1" in texts
+    assert not {"0.6", "0.8", "1.0", "1.2"} & set(texts)
+
+
 def test_training_picture_has_a_panel_for_what_there_is() -> None:
     history = [{"loss": 1.0 / e, "accuracy": 90.0 + e, "cost/bops": 0.1, "seconds": 1.0} for e in range(1, 5)]
     texts = texts_of(training_picture(history, {"bops": 0.05}).svg())
