@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -26,6 +26,7 @@ from quant.kernel import cache_folder, kernel_available
 COMPILE_FROM = 5000
 """Training steps that pay for compiling a network: it takes 10 to 40 s and saves a few milliseconds a step."""
 
+T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 """(images, labels): float32 (n, ...) and int64 (n,)."""
 
@@ -232,6 +233,10 @@ class Engine:
         """Number of processes."""
         return int(self.fabric.world_size)
 
+    def same(self, value: T) -> T:
+        """What process 0 found, in every process: what each measures on images of its own differs."""
+        return value if self.world_size == 1 else self.fabric.broadcast(value)
+
     def fit(self, training: Training, checkpoint: Path | None, board: Board, seed: int) -> list[dict[str, float]]:
         """Runs a training to its end, resuming from `checkpoint` if that exists.
 
@@ -284,6 +289,8 @@ class Engine:
                 if checkpoint is not None and self.rank == 0:
                     state = {"training": training.state(), "history": history, "board": board.state()}
                     save_state(checkpoint, state | {"compiled": steps.compiled})
+        if self.world_size > 1:
+            self.fabric.barrier()  # the others may read the checkpoint
         return history
 
     def _compiles(self, training: Training) -> bool:

@@ -86,7 +86,8 @@ def search(
         if spared(config, space, budget) and engine.rank == 0:
             engine.console.print(
                 "bits alone meet the budget with all filters: options are switched in the network as it is, from its dearest "
-                f"ones, and search.epochs={config.epochs:g} are not spent (search.train=always trains the supernet)",
+                f"ones, on {config.rounds * config.score_images} images, in place of search.rounds={config.rounds} and "
+                f"search.epochs={config.epochs:g} (search.train=always trains the supernet, search.epochs=0 keeps the rounds)",
                 highlight=False,
             )
         config = as_needed(config, space, budget)
@@ -110,7 +111,7 @@ def search(
     training = SearchTraining(supernet, budget, sets[0], second, sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
     torch.manual_seed(derived_seed(seed, "scores"))  # a resumed run draws the same batches
-    return score(supernet, budget, sets[1], teacher, config), history
+    return engine.same(score(supernet, budget, sets[1], teacher, config)), history
 
 
 def _binas(
@@ -134,7 +135,10 @@ def _binas(
     supernet.eval()
     torch.manual_seed(derived_seed(seed, "pool"))
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
-    files = [None if checkpoint is None else checkpoint.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
+    kept = (
+        None if engine.rank else checkpoint
+    )  # each process measures on images of its own: those of the first one count
+    files = [None if kept is None else kept.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
     average(supernet, judged, held_back, config.judged, files[1])
     everywhere = round(config.pool * (1 - config.recentred))
     pool = collect(supernet, pooled, held_back, everywhere, files[0])
@@ -143,7 +147,7 @@ def _binas(
         around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred", str(number)))
         count = everywhere + round((config.pool - everywhere) * (number + 1) / config.rounds)
         pool = collect(supernet, around, held_back, count, files[0], pool)
-    return fit_effects(space, pool, config.neighbours).scores(space), history
+    return fit_effects(space, engine.same(pool), config.neighbours).scores(space), history
 
 
 def path_sampler(space: Space, budget: Budget, config: SearchConfig, seed: int) -> Sampler:
@@ -205,7 +209,9 @@ def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfi
 
 
 def images_seen(config: SearchConfig, space: Space, images: int) -> int:
-    """What a search costs: images that pass forwards, once or with a gradient, in training and in measuring options.
+    """What a search is to cost: images that pass forwards, once or with a gradient, in training and in measuring options.
+
+    Where layers decide and held-back images suffice; a neighbourhood search counts what does pass, as `images` of its history.
 
     Args:
         config: the schedule, as needed.

@@ -13,6 +13,7 @@ sensitivities around what meets the budget.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,17 @@ Select = Callable[[Scores], Architecture]
 def first_images(config: SearchConfig) -> int:
     """Held-back images that the measurement before the first round takes: as many as all rounds together."""
     return config.score_images * max(config.rounds, 1)
+
+
+@contextmanager
+def images_passed(model: nn.Module) -> Iterator[list[int]]:
+    """How many images each forward pass of a module takes."""
+    found: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: found.append(len(inputs[0])))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 class NeighbourhoodTraining:
@@ -72,7 +84,7 @@ class NeighbourhoodTraining:
             select: from scores to what is found in the end.
             budget: for the numbers that are shown.
             weights: batches that train weights and step sizes.
-            held_back: batches that options are measured on; other images in every round.
+            held_back: batches that options are measured on, other images in every round; of an epoch's at most.
             validation: for the accuracy that is shown.
             teacher: the float network, in evaluation mode; None trains without distillation.
             config: the schedule.
@@ -87,6 +99,7 @@ class NeighbourhoodTraining:
         self.untrained = int(config.start == "sensitivities")
         self.epochs = config.rounds + self.untrained
         self.scores: Scores | None = None
+        self.engine, self.seen = engine, 0
         self.forward = engine.fabric.setup_module(supernet)
         self.optimiser = weight_optimiser(supernet, config)
         freeze(supernet.choice_parameters(), True)
@@ -111,6 +124,7 @@ class NeighbourhoodTraining:
     def step(self, batch: Batch, fraction: float) -> dict[str, Tensor]:
         """One update of the weights at a random neighbour."""
         x, y = batch
+        self.seen += len(y)
         target = teacher_logits(self.teacher, x, self.config.distill)
         loss = task_loss(self.forward(x), y, target, self.config.distill)
         self.optimiser.step(loss, (fraction * self.epochs - self.untrained) / self.config.rounds)
@@ -124,17 +138,23 @@ class NeighbourhoodTraining:
         count = first_images(self.config) if epoch < self.untrained else self.config.score_images
         images = first_batches(self.held_back, count, epoch)
         self.supernet.eval()
-        found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
+        with images_passed(self.supernet) as passed:
+            found = measure_scores(self.supernet, self.current, images, self.teacher, self.config.distill)
+        found = self.engine.same(found)
         self.scores = found if self.scores is None else self.scores.mean(found)
         self._go((self.select if epoch + 1 == self.epochs else self.around)(self.scores))
         with batch_statistics(self.supernet):
             accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
-        numbers = {"accuracy": accuracy}
+        numbers = {"accuracy": accuracy, "images": float(self.seen + sum(passed))}
+        self.seen = 0
         for name, limit in self.budget.limits(self.supernet.space).items():
             numbers[f"{name}_argmax_over_budget"] = float(self.current.cost(name)) / limit
         chances = {name: p.tolist() for name, p in self.supernet.probabilities().items()}
         self.board.choices(self.supernet.space, chances, epoch + 1)
         return numbers
+
+    def _schedule(self) -> list[int]:
+        return [self.config.rounds, self.untrained, self.config.score_images]
 
     def state(self) -> dict[str, Any]:
         """Supernet (its generator included), optimiser, and where the search stands."""
@@ -143,10 +163,20 @@ class NeighbourhoodTraining:
             "optimiser": self.optimiser.sgd.state_dict(),
             "current": self.current.to_json(),
             "scores": None if self.scores is None else self.scores.to_json(),
+            "schedule": self._schedule(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores all of it."""
+        """Restores all of it.
+
+        Raises:
+            ValueError: it is the state of a search by another schedule.
+        """
+        if state.get("schedule") != self._schedule():
+            raise ValueError(
+                f"search.ckpt is of a search by another schedule: {state.get('schedule')} (rounds, sensitivities before them, "
+                f"images per option), now {self._schedule()}; remove it to search again, or give another folder"
+            )
         self._go(Architecture.from_json(state["current"], self.supernet.space))
         self.supernet.load_state_dict(state["supernet"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])

@@ -33,7 +33,8 @@ class SearchConfig:
     `loosen` the largest factor by which the budget that it trains around is looser (dnas.select.reference.loosened);
     it starts at the widest `uniform` network, or at what the `sensitivities` of the untrained network at its dearest options
     select, and with no rounds ends there; it trains weights `always`, or where that is `needed`
-    (dnas.select.reference.bits_suffice), else it ends at what sensitivities select, and `rounds` and `epochs` are not spent;
+    (dnas.select.reference.bits_suffice), else it ends at what sensitivities on `rounds` times `score_images` images select,
+    and `epochs` are not spent;
     `score_function` trains logits as `gumbel` does, by the losses of `samples` architectures per batch and a `baseline`
     (dnas.search.score_function), without a gradient through the network;
     `binas` trains `paths` random sub-networks per batch, with `sandwich` the largest and the smallest as well, learns no
@@ -48,8 +49,8 @@ class SearchConfig:
     level: `two` trains weights and choices on separate splits, in turns; `one` trains both on the same batch.
     warmup: share of the search that trains weights only, every option sampled alike.
     distill: share of the loss that is distillation from the float network.
-    choice_lr: Adam's rate for the logits. scores: how options are scored at the end; score_images and score_rounds are
-    of `measured`.
+    choice_lr: Adam's rate for the logits. scores: how options are scored at the end; score_rounds is of `measured`,
+    score_images of it and of `neighbourhood`, which always measures.
     """
 
     searcher: str = "gumbel"
@@ -90,6 +91,11 @@ class SearchConfig:
             raise ValueError(f"search.start is {self.start!r}; allowed: {list(NEIGHBOURHOOD_STARTS)}")
         if self.train not in TRAINS:
             raise ValueError(f"search.train is {self.train!r}; allowed: {list(TRAINS)}")
+        if self.searcher == "neighbourhood" and (self.level, self.scores) != ("two", "measured"):
+            raise ValueError(
+                f"search.level is {self.level!r} and search.scores {self.scores!r}; search=neighbourhood trains no choice and "
+                "measures on held-back images: level 'two' and scores 'measured' are needed"
+            )
         if self.start == "sensitivities" and self.searcher != "neighbourhood":
             raise ValueError(
                 f"search.start is 'sensitivities' and search.searcher {self.searcher!r}; it goes with neighbourhood alone"

@@ -14,7 +14,6 @@ from dnas.recipe import evaluate
 from dnas.report.html import write_html
 from dnas.report.pareto import collect, pareto_table
 from dnas.search.scores import Scores
-from dnas.searcher import as_needed
 from dnas.space.architecture import Architecture, read_options
 from dnas.space.cost import kept_channels, layer_cost, reference_cost
 from dnas.space.energy import ENERGY
@@ -221,7 +220,7 @@ def _hparams(run: Run) -> dict[str, Any]:
     config = run.config
     return {
         "seed": config.seed, "model": config.model.name, "data": config.data.name, "relax": config.relax.mode,
-        "search_epochs": as_needed(config.search, run.space, run.budget).epochs, "search_lr": config.search.optimiser.lr,
+        "search_epochs": run.folder.read_json("search.json", "search")["epochs"], "search_lr": config.search.optimiser.lr,
         "choice_lr": config.search.choice_lr, "retrain_epochs": config.retrain.epochs,
         **{f"budget_{name}": cap for name, cap in run.budget.caps.items()},
     }  # fmt: skip

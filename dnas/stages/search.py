@@ -70,6 +70,7 @@ def search(run: Run) -> None:
     board.heat_maps(len(history) + 1)  # a step of its own, which a resumed run hides and writes again
     board.close()
     needed = as_needed(config.search, run.space, run.budget)
+    counted = round(sum(numbers.get("images", 0.0) for numbers in history))
     epochs = sum(numbers["seconds"] for numbers in history)
     scoring = time.perf_counter() - start - sum(numbers["seconds"] for numbers in history[done:])
     run.folder.write_json(
@@ -77,7 +78,7 @@ def search(run: Run) -> None:
         {
             "history": history,
             "seconds": epochs + scoring,
-            "images": images_seen(needed, run.space, len(weights) * config.search.batch_size),
+            "images": counted or images_seen(needed, run.space, len(weights) * config.search.batch_size),
             "epochs": needed.epochs,
         },
     )

@@ -1,6 +1,7 @@
 """The search of another run, taken in place of a new one: a network for another budget, without training a supernet again.
 
-The scores are what that search found, around the budget that it was for; the selection meets this run's.
+The scores are what that search found, around the budget that it was for, or, where it trained nothing, around the dearest
+network; the selection meets this run's.
 """
 
 import json

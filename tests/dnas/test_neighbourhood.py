@@ -143,12 +143,20 @@ def test_the_widest_uniform_network_keeps_more_filters_than_all_others_that_fit(
     assert filters(found) == max(map(filters, fitting))
 
 
-def test_a_budget_without_a_uniform_network_starts_at_the_dearest_that_fits() -> None:
+def test_a_budget_without_a_uniform_network_starts_at_the_dearest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     _, space = built()
     tight = Budget(
         bops=1.0001 * float(uniform_architecture(space, 2, 2, 0.5).cost("bops", relative=True)), weight_bits=0.11
     )
     assert tight.holds(first_architecture(space, tight))
+    monkeypatch.setattr(import_module("dnas.searcher"), "widest_uniform", lambda *_: None)
+    found = first_architecture(space, BUDGET)
+    assert BUDGET.holds(found)
+    positions = found.positions()
+    for choice in space.searched():  # nothing dearer fits
+        if positions[choice.name] + 1 < choice.width:
+            dearer = Architecture.at(space, {**positions, choice.name: positions[choice.name] + 1})
+            assert not BUDGET.holds(dearer)
 
 
 def shares(space: Space, weight: int, act: int, filters: float) -> dict[str, float]:

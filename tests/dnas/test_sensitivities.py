@@ -1,5 +1,6 @@
 """Sensitivities of the untrained network: alone they are the search, or they say where it starts."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -100,25 +101,65 @@ def test_a_measurement_before_the_first_round_takes_no_part_of_the_schedule_of_r
     assert found["uniform"][0] == 0
 
 
-def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(tmp_path: Path) -> None:
-    def run(checkpoint: Path | None, rounds: int) -> tuple[Scores, Supernet]:
+def test_a_search_that_was_killed_after_the_first_measurement_goes_on_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig(
+        searcher="neighbourhood", start="sensitivities", epochs=1, rounds=2, score_images=16, train="always"
+    )
+
+    def run(checkpoint: Path | None) -> tuple[Scores, Supernet]:
         model, space = built()
         supernet = Supernet(model, space, seed=3)
-        config = SearchConfig(
-            searcher="neighbourhood", start="sensitivities", epochs=1, rounds=rounds, train="always",
-            score_images=32 // max(rounds, 1),
-        )  # fmt: skip
         scores, _ = search(
             supernet, BUDGET, Counted(0), Counted(1), Counted(2), None, config, Engine(ENGINE), checkpoint
         )
         return scores, supernet
 
-    whole, trained = run(None, 2)
-    run(tmp_path / "search.ckpt", 0)  # what a search of two rounds has done before the first one
-    resumed, supernet = run(tmp_path / "search.ckpt", 2)
+    def killed(*_: object) -> dict[str, Tensor]:
+        raise KeyboardInterrupt
+
+    whole, trained = run(None)
+    with monkeypatch.context() as patched:
+        patched.setattr(NeighbourhoodTraining, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "search.ckpt")
+    resumed, supernet = run(tmp_path / "search.ckpt")
     assert resumed == whole
     for name, value in trained.model.state_dict().items():
         assert torch.equal(value, supernet.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_schedule_is_refused(tmp_path: Path) -> None:
+    model, space = built()
+    supernet = Supernet(model, space, seed=3)
+    rounds = SearchConfig(searcher="neighbourhood", epochs=0, rounds=2, score_images=16)
+    for config, refused in ((rounds, False), (rounds, False), (ALONE, True)):
+        with pytest.raises(ValueError, match="another schedule") if refused else nullcontext():
+            search(
+                supernet,
+                BUDGET,
+                Counted(0),
+                Counted(1),
+                Counted(2),
+                None,
+                config,
+                Engine(ENGINE),
+                tmp_path / "search.ckpt",
+            )
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_images_are_counted_as_they_pass_in_whole_batches_and_of_an_epoch_at_most(granularity: str) -> None:
+    model, space = built(granularity=granularity)
+    supernet = Supernet(model, space, seed=3)
+    passed = images_passed(supernet.model)
+    config = SearchConfig(
+        searcher="neighbourhood", start="sensitivities", epochs=1, rounds=2, score_images=30, train="always"
+    )
+    found = search(supernet, BUDGET, Counted(0), Counted(1), Counted(2, 0), None, config, Engine(ENGINE))[1]
+    assert [numbers["images"] > 0 for numbers in found] == [True] * 3  # 48 of 60 that are asked for; 32 a round
+    assert sum(numbers["images"] for numbers in found) == sum(passed)
 
 
 def test_without_epochs_rounds_measure_around_what_the_one_before_selected_and_train_nothing() -> None:

@@ -76,7 +76,9 @@ def test_weights_change_where_training_is_needed_or_asked_for(
     assert budget.holds(supernet.most_probable())
     assert sum(passed) == images_seen(as_needed(config, space, budget), space, 6 * 8)
     told = " ".join(capsys.readouterr().out.split())
-    assert ("search.epochs=2 are not spent (search.train=always trains the supernet)" in told) is not trained
+    assert (
+        "in place of search.rounds=2 and search.epochs=2 (search.train=always trains the supernet" in told
+    ) is not trained
 
 
 def test_what_is_spared_is_what_sensitivities_select_from_the_images_of_all_rounds() -> None:
