@@ -1,11 +1,12 @@
 """Do a supernet, its estimator and sensitivities order networks as training does? `python benchmarks/cifar10_rank.py DATA.zip`
 
-Every architecture that the Pareto benchmark has trained from float weights for five or six epochs, random and uniform ones and
-what searches selected, at all four budgets: its accuracy after that training, that in BINAS' one-shot supernet without
-training, the predictions of BINAS' estimator and of the sensitivities of our default search, and its cost. Kendall's tau over
-all of them, over the random ones alone, and over those that spend 96 to 100 % of one budget, where cost says nothing; and how
-well one training agrees with another of the same architectures. Trains BINAS' supernet (or takes that of the run folder) and
-no network. All accuracies are on the 5,000 validation images. Writes results/cifar10_rank.json.
+Architectures that the Pareto benchmark has trained from float weights: the accuracy after that, that in BINAS' one-shot
+supernet without training, the predictions of BINAS' estimator and of the sensitivities of our default search, and the cost.
+Kendall's tau over random ones (six epochs), over uniform ones (all pairs of widths at four budgets, one epoch) and those of
+one budget, where cost says little; and over those that were trained twice, with two seeds, on as many images: how well one
+training agrees with the other. These were selected by measurements, and the best of them differ little. Trains BINAS'
+supernet (or takes that of the run folder) and no network. All accuracies are on the 5,000 validation images. Writes
+results/cifar10_rank.json.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every process
 
 import numpy as np
-from cifar10_pareto import BUDGETS, UNTRAINED_EPOCHS, setting_of
+from cifar10_pareto import BUDGETS, setting_of
 from pareto_runs import ELSEWHERE, Setting, alone, digest, float_network, processes, search, stamp
 from scipy import stats
 
@@ -37,22 +38,28 @@ BUDGET = "w2a2"
 PREDICTIONS = ("one_shot", "estimated", "sensitivities", "bops")
 SPENT = 0.96
 """Share of the budget from which on an architecture is in its band."""
-EPOCH = 40_000
-"""Images that an epoch has at least."""
 
 
 def trained(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:
-    """Architectures with the validation accuracies of all of their trainings from this float network, by seed of training."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda r: (r["retrain_seed"] or 0, r.get("role") == ELSEWHERE)):
-        long = row.get("start") == "float" and row["images_retrain"] >= UNTRAINED_EPOCHS * EPOCH
-        if long and row["float"] == network and row["role"] != "screen" and "trained_as" not in row:
-            key = json.dumps(row["options"], sort_keys=True)
-            one = found.setdefault(
-                key, {"architecture": row["architecture"], "options": row["options"], "random": False, "trained": []}
-            )
-            one["random"] |= row["method"] == "random"
-            one["trained"].append(row["validation_accuracy"])
+    """Architectures, of each as many images, with the validation accuracies of their trainings from this float network by seed.
+
+    `group`: random, uniform (of one epoch), or selected. One training that serves several rows counts once; what counted
+    before it was trained again on another processor does not.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: r["retrain_seed"] or 0):
+        if row.get("start") != "float" or row["float"] != network or row["role"] == ELSEWHERE:
+            continue
+        group = "random" if row["method"] == "random" else "uniform" if row["role"] == "screen" else "selected"
+        key = (group, json.dumps(row["options"], sort_keys=True), row["images_retrain"])
+        one = found.setdefault(
+            key,
+            {
+                "group": group, "architecture": row["architecture"], "options": row["options"],
+                "images": row["images_retrain"], "trained": {},
+            },
+        )  # fmt: skip
+        one["trained"].setdefault(str(row["retrain_seed"]), row["validation_accuracy"])
     return list(found.values())
 
 
@@ -103,9 +110,10 @@ def scoped(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The architectures of every scope."""
     cap = BUDGETS[BUDGET]["bops"]
     return {
-        "all": list(rows),
-        "random": [row for row in rows if row["random"]],
-        "band": [row for row in rows if SPENT * cap <= row["bops"] <= cap],
+        "random": [row for row in rows if row["group"] == "random"],
+        "uniform": [row for row in rows if row["group"] == "uniform"],
+        "band": [row for row in rows if row["group"] == "uniform" and SPENT * cap <= row["bops"] <= cap],
+        "twice": [row for row in rows if len(row["trained"]) > 1],
     }
 
 
@@ -116,8 +124,12 @@ def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for scope, chosen in scoped(rows).items():
-        orders = {f"{name}, trained": [(row[name], row["trained"][0]) for row in chosen] for name in PREDICTIONS}
-        orders["trained twice"] = [(row["trained"][0], row["trained"][1]) for row in chosen if len(row["trained"]) > 1]
+        accuracies = [list(row["trained"].values()) for row in chosen]
+        orders: dict[str, list[tuple[float, float]]] = {
+            f"{name}, trained": [(row[name], one[0]) for row, one in zip(chosen, accuracies, strict=True)]
+            for name in PREDICTIONS
+        }
+        orders["trained twice"] = [(one[0], one[1]) for one in accuracies if len(one) > 1]
         found[scope] = {
             name: agreement(*zip(*pairs, strict=True)) if len(pairs) > 2 else None for name, pairs in orders.items()
         }

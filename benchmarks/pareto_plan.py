@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from dataclasses import replace
 from typing import Any
 
-from pareto_runs import ELSEWHERE, Job, Setting, digest, search, train
+from pareto_runs import ELSEWHERE, Job, Setting, digest, search, train, wide
 
 from dnas.space.processor import instructions, processor
 from quant.files import write_atomically
@@ -51,7 +51,10 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
     again = {
         _search(row) for row in rows if row["role"] in COUNTED and row["method"] == row.get("search") and fresh(row)
     }
+    gone = {row.get("key") for row in rows if fresh(row)}
     for row in rows:
+        if row.get("trained_as") in gone:  # the row of that name is another training soon
+            row = {name: value for name, value in row.items() if name != "trained_as"}
         if row["method"] == "float" or (row["model"], row["float"]) != (setting.model, here):
             continue
         if fresh(row):
@@ -132,10 +135,22 @@ def network(row: Mapping[str, Any]) -> str:
     return str(row.get("supernet", "")) if row["start"] == "supernet" else json.dumps(row["options"], sort_keys=True)
 
 
-def rows_of_search(rows: Sequence[dict[str, Any]], budget_id: str, networks: Mapping[int, str]) -> list[dict[str, Any]]:
+def rows_of_search(
+    rows: Sequence[dict[str, Any]], budget_id: str, networks: Mapping[int, tuple[str, bool]]
+) -> list[dict[str, Any]]:
     """Our rows that count and train these networks, given by search seed."""
     own = [row for row in rows if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main")]
-    return [row for row in own if network(row) == networks.get(row["search_seed"])]
+    return [row for row in own if made(row) == networks.get(row["search_seed"])]
+
+
+def made(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """What has to be the same for rows to be retrainings of one network: that, and whether by a processor with AVX-512."""
+    return network(row), narrow(row)
+
+
+def narrow(row: Mapping[str, Any]) -> bool:
+    """Whether a row names a processor without AVX-512; those that name none were trained with it."""
+    return not wide(row.get("instructions", "avx512f")) or row.get("processor", "") == "AMD EPYC"
 
 
 class Searches:
@@ -256,7 +271,7 @@ class Plan:
         rows = self.trained(
             [replace(job, retrain_seed=100 * turn + job.search_seed) for turn in (1, 2) for job in jobs]
         )
-        here = {row["search_seed"]: network(row) for row in rows}
+        here = {row["search_seed"]: made(row) for row in rows}
         known = {row["search_seed"] for row in rows_of_search(finished(self.setting), self.budget_id, here)}
         self.trained([replace(job, retrain_seed=300 + job.search_seed) for job in jobs if job.search_seed not in known])
 

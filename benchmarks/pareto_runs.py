@@ -250,6 +250,7 @@ def train(setting: Setting, job: Job) -> dict[str, Any]:
         "architecture": summary(architecture),
         "costs": {name: float(architecture.cost(name, relative=True)) for name in job.budgets},
         "images_search": images_searched(run, job), **known, **measured,
+        "selected_by": {"commit": COMMIT, "processor": processor()},
     }  # fmt: skip
     if job.search:
         found["supernet"] = digest(folder / "search.ckpt")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_plan import network
+from pareto_plan import made, narrow
 from pareto_runs import ELSEWHERE
 from pareto_targets import targets
 from scipy import stats
@@ -66,9 +66,9 @@ def summary(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict
 
 
 def student(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of differences, 95 % interval and two-sided p of Student's t; None where there is but one."""
+    """Mean of differences, 95 % interval and two-sided p of Student's t; None where there is but one, or all are the same."""
     mean, low, high, p = statistics.mean(values), None, None, None
-    if len(values) > 1:
+    if len(set(values)) > 1:
         half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
         low, high, p = mean - half, mean + half, float(stats.ttest_1samp(values, 0.0).pvalue)
     return {"mean": mean, "low": low, "high": high, "n": len(values), "p": p, "values": list(values)}
@@ -77,12 +77,30 @@ def student(values: Sequence[float]) -> dict[str, Any]:
 def difference(
     rows: Sequence[dict[str, Any]], against: str, budget_id: str, measured: str = "accuracy"
 ) -> dict[str, Any] | None:
-    """Ours minus another method, paired by seed; None below 2 seeds."""
+    """Ours minus another method, paired by seed, and how many of these pairs are one training; None below 2 seeds."""
     ours, theirs = (by_seed(rows, method, budget_id, measured) for method in ("ours", against))
     seeds = sorted(set(ours) & set(theirs))
     if len(seeds) < 2:
         return None
-    return student([statistics.mean(ours[s]) - statistics.mean(theirs[s]) for s in seeds])
+    own, others = (trainings(rows, method, budget_id) for method in ("ours", against))
+    found = student([statistics.mean(ours[s]) - statistics.mean(theirs[s]) for s in seeds])
+    return {**found, "seeds": seeds, "same": sum(own[s] == others[s] for s in seeds)}
+
+
+def trainings(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dict[int, set[str]]:
+    """By retraining seed the trainings behind a method's rows that count, whichever row they were made for."""
+    found: dict[int, set[str]] = {}
+    for number, row in enumerate(rows):
+        if (row["method"], row["budget_id"], row["role"]) == (method, budget_id, "main"):
+            known = row.get("trained_as", row.get("key", f"{method} {number}"))
+            found.setdefault(row["retrain_seed"], set()).add(known)
+    return found
+
+
+def mixed(rows: Sequence[dict[str, Any]], methods: Sequence[str], budget_id: str) -> bool:
+    """Whether the rows that count of these methods come from processors with and without AVX-512."""
+    own = [r for r in rows if r["method"] in methods and (r["budget_id"], r["role"]) == (budget_id, "main")]
+    return len({narrow(row) for row in own}) > 1
 
 
 def one_search(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
@@ -100,12 +118,12 @@ def non_inferior(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_budgets(pairs: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """One search for all budgets, as `one_search` says of each: the mean over budgets, seed by seed; None below 2 budgets."""
-    found = [pair for pair in pairs if pair]
-    if len(found) < 2:
+    """One search for all budgets, as `one_search` says of each: the mean over budgets, seed by seed; None below 2 of either."""
+    found = [dict(zip(pair["seeds"], pair["values"], strict=True)) for pair in pairs if pair]
+    seeds = sorted(set.intersection(*map(set, found))) if found else []
+    if min(len(found), len(seeds)) < 2:
         return None
-    means = [statistics.mean(values) for values in zip(*(pair["values"] for pair in found), strict=True)]
-    return non_inferior(student(means))
+    return non_inferior(student([statistics.mean(values[seed] for values in found) for seed in seeds]))
 
 
 def of_trained(rows: Sequence[dict[str, Any]], budget_id: str) -> list[dict[str, Any]]:
@@ -166,18 +184,17 @@ def components(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def nested(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
-    """The components of our method at a budget, from searches that were retrained twice or more; None below 2 of these.
+def nested(rows: Sequence[dict[str, Any]], budget_id: str, method: str = "ours") -> dict[str, Any] | None:
+    """The components of a method at a budget, from searches that were retrained twice or more; None below 2 of these.
 
     Of a search seed those retrainings count that start from the same supernet (that of another processor is another one), or of
-    one architecture where that starts from float weights, and that one kind of processor did.
+    one architecture where that starts from float weights, and that one kind of processor did (`narrow`).
     """
-    found: dict[int, dict[tuple[str | None, ...], dict[int, float]]] = {}
+    found: dict[int, dict[tuple[Any, ...], dict[int, float]]] = {}
     for row in rows:
-        if (row["method"], row["budget_id"]) == ("ours", budget_id) and row["role"] in ("main", "variance", ELSEWHERE):
+        if (row["method"], row["budget_id"]) == (method, budget_id) and row["role"] in ("main", "variance", ELSEWHERE):
             networks = found.setdefault(row["search_seed"], {})
-            own = (network(row), row.get("processor"), row.get("instructions"))
-            networks.setdefault(own, {})[row["retrain_seed"]] = row["accuracy"]
+            networks.setdefault(made(row), {})[row["retrain_seed"]] = row["accuracy"]
     groups = [max(networks.values(), key=len) for networks in found.values()]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
@@ -200,11 +217,14 @@ def between(values: Sequence[float], inside: float) -> dict[str, Any] | None:
 
 
 def elsewhere(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
-    """Ours minus what the same search and training reached on another processor, paired by seed; None below 2 seeds."""
-    own = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == ("ours", budget_id, ELSEWHERE)]
-    before = [{**r, "method": ELSEWHERE, "role": "main"} for r in own]
-    found = difference([*rows, *before], ELSEWHERE, budget_id)
-    return found and {**found, "processors": sorted({r["processor"] for r in before})}
+    """A method minus what the same search and training reached on another processor, paired by seed; None below 2 seeds."""
+    own = [r for r in rows if (r["budget_id"], r["role"]) == (budget_id, ELSEWHERE)]
+    for method in dict.fromkeys(r["method"] for r in own):
+        before = [{**r, "method": ELSEWHERE, "role": "main"} for r in own if r["method"] == method]
+        found = difference([*renamed(rows, method), *before], ELSEWHERE, budget_id)
+        if found:
+            return {**found, "method": method, "processors": sorted({r["processor"] for r in before})}
+    return None
 
 
 def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequence[str]) -> dict[str, Any] | None:
@@ -242,10 +262,12 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs = {f"ours - {other}": difference(rows, other, budget) for other in ("uniform", "random")}
         drawn = [value for values in by_seed(rows, "random", budget).values() for value in values]
         split = nested(rows, budget)
+        rounds = nested(rows, budget, "untrained")
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
             "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": split,
-            "random architectures": between(drawn, split["retraining"]["sd"]) if split else None,
+            "variance of rounds": rounds,
+            "random architectures": between(drawn, either["retraining"]["sd"]) if (either := split or rounds) else None,
             "validation": difference(rows, "uniform", budget, "validation_accuracy"),
             "gaps": {method: discretisation(rows, budget, method) for method in ("ours", "trained")},
             "one search": one_search(rows, budget),
@@ -263,16 +285,17 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+ROUNDS = "rounds of measuring, nothing trained (search.epochs=0)"
 BRIDGES = {
     "ours": "**dnas**' default",
     "trained": "a supernet trained (search.train=always)",
-    "untrained": "rounds of measuring, nothing trained (search.epochs=0)",
+    "untrained": ROUNDS,
     "binas": "BINAS' estimator, one for all budgets",
     "score_function": "score function, logits",
     "gumbel": "Gumbel-softmax search",
     "sensitivities": "sensitivities on 512 images (search=sensitivities)",
-    "scores": "the same, not shrunk, 6 epochs",
-    "greedy": "the same, selected greedily",
+    "scores": "sensitivities on 512 images, not shrunk, 6 epochs",
+    "greedy": "sensitivities, not shrunk, selected greedily, 6 epochs",
     "uniform": "best uniform",
     "random": "random",
 }
@@ -322,13 +345,14 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
         return None
     if method == "uniform":  # what chose them: trainings of one epoch, and of what was not chosen
         cell = [r for r in rows if (r["method"], r["budget_id"]) == ("uniform", budget_id)]
-        tried = [r for r in cell if r["role"] not in ("main", ELSEWHERE)]
-        one["images_search"] = sum(r["images_retrain"] for r in tried)
+        tried = [r for r in cell if r["role"] not in ("main", ELSEWHERE) and r["retrain_seed"] == 0]
+        one["images_search"] += sum(r["images_search"] + r["images_retrain"] for r in tried)
     return {
         "method": method, "label": BRIDGES[method], **one,
         "minus uniform": difference(renamed(rows, method), "uniform", budget_id) if method != "uniform" else None,
         "ours minus it": difference(rows, method, budget_id) if method != "ours" else None,
         "validation": difference(rows, method, budget_id, "validation_accuracy") if method != "ours" else None,
+        "mixed": [mixed(rows, (method, "uniform"), budget_id), mixed(rows, (method, "ours"), budget_id)],
     }  # fmt: skip
 
 

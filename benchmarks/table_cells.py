@@ -10,10 +10,14 @@ def head(columns: Sequence[str]) -> list[str]:
 
 
 def interval(pair: dict[str, Any] | None) -> str:
-    """A paired difference and its interval, where there is one."""
+    """A paired difference and its interval, where there is one, and how many of its pairs are one training."""
     if not pair:
         return ""
-    return f"{pair['mean']:+.2f}" + (f", {pair['low']:+.2f} to {pair['high']:+.2f}" if pair["low"] is not None else "")
+    same = pair.get("same", 0)
+    if same and same == pair["n"]:
+        return "the same trainings"
+    shown = f"{pair['mean']:+.2f}" + (f", {pair['low']:+.2f} to {pair['high']:+.2f}" if pair["low"] is not None else "")
+    return shown + (f" ({same} of {pair['n']} the same training)" if same else "")
 
 
 def mean(found: dict[str, Any] | None) -> str:

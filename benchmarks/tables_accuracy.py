@@ -109,14 +109,17 @@ def spread(content: dict[str, Any]) -> list[str]:
     """What of the spread comes from searches, and what from retraining one network."""
     lines = []
     for found in content["budgets"].values():
-        if split := found["variance"]:
-            drawn = found["random architectures"]
+        drawn = found["random architectures"]
+        for split, name in ((found["variance"], ""), (found["variance of rounds"], " of rounds that measure")):
+            if split is None:
+                continue
             random = f", {deviation(drawn)} between {drawn['n']} random architectures" if drawn else ""
             lines.append(
-                f"Standard deviations at {found['bops']:.2%}, with 95 % intervals: {deviation(split['search'])} between "
+                f"Standard deviations{name} at {found['bops']:.2%}, with 95 % intervals: {deviation(split['search'])} between "
                 f"searches, {deviation(split['retraining'])} between retrainings ({split['searches']} searches, "
                 f"{split['retrainings']} retrainings of each){random}."
             )
+            drawn = None  # said once
     return lines
 
 
@@ -156,8 +159,9 @@ def elsewhere(content: dict[str, Any]) -> list[str]:
     if not pairs:
         return []
     names = " and ".join(sorted({name for _, pair in pairs for name in pair["processors"]}))
-    shown = "; ".join(f"{interval(pair)} at {bops:.2%}" for bops, pair in pairs)
-    return [f"**dnas** minus the same search and training on {names}, paired: {shown}."]
+    searched = {"ours": "**dnas**", "untrained": "rounds that measure"}
+    shown = "; ".join(f"{searched[pair['method']]} {interval(pair)} at {bops:.2%}" for bops, pair in pairs)
+    return [f"What was searched and trained here minus the same on {names}, paired: {shown}."]
 
 
 def binas(content: dict[str, Any]) -> str:
@@ -242,12 +246,14 @@ def bridges(content: dict[str, Any]) -> str:
     for budget in content["budgets"]:
         for row in budget["rows"]:
             uniform, ours, images = row["minus uniform"], row["ours minus it"], row["images_search"]
+            marks = [MIXED if one and pair else "" for one, pair in zip(row["mixed"], (uniform, ours), strict=True)]
             cells = [
-                f"{budget['bops']:.2%}", row["label"], mean(row), interval(uniform), p_value(uniform), interval(ours),
-                p_value(ours), interval(row["validation"]), f"{images:,.0f}", f"{images + row['images_retrain']:,.0f}",
+                f"{budget['bops']:.2%}", row["label"], mean(row), interval(uniform) + marks[0], p_value(uniform),
+                interval(ours) + marks[1], p_value(ours), interval(row["validation"]) + marks[1], f"{images:,.0f}",
+                f"{images + row['images_retrain']:,.0f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{MIXED.strip()}: rows of processors with and without AVX-512."])
 
 
 def targets(content: dict[str, Any]) -> str:

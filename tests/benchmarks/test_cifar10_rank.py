@@ -17,15 +17,15 @@ from tables import table
 NOISE = 0.5
 
 
-def drawn(seed: int, count: int = 40) -> list[dict[str, Any]]:
+def drawn(seed: int, count: int = 41, group: str = "random") -> list[dict[str, Any]]:
     """Architectures with two trainings, noiseless accuracies, a prediction that is as noisy as a training, and none."""
     generator = np.random.default_rng(seed)
     truth = generator.standard_normal(count)
     noisy = [truth + NOISE * generator.standard_normal(count) for _ in range(3)]
     return [
         {
-            "random": i % 2 == 0, "bops": (0.0691, 0.3)[i % 4 == 0], "one_shot": truth[i], "estimated": noisy[2][i],
-            "sensitivities": 0.0, "trained": [noisy[0][i], noisy[1][i]][: 1 if i == 0 else 2],
+            "group": group, "bops": (0.0691, 0.3)[i % 4 == 0], "one_shot": truth[i], "estimated": noisy[2][i],
+            "sensitivities": 0.0, "trained": {"0": noisy[0][i], "1": noisy[1][i]} if i else {"0": noisy[0][i]},
         }
         for i in range(count)
     ]  # fmt: skip
@@ -35,7 +35,7 @@ def test_repeatability_is_that_of_a_prediction_as_noisy_and_below_that_of_a_perf
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 1)
-    taus = [{name: one["tau"] for name, one in agreements(drawn(seed))["all"].items()} for seed in range(150)]
+    taus = [{name: one["tau"] for name, one in agreements(drawn(seed))["twice"].items()} for seed in range(150)]
     perfect, copy, twice = (
         np.array([one[name] for one in taus]) for name in ("one_shot, trained", "estimated, trained", "trained twice")
     )
@@ -47,12 +47,13 @@ def test_repeatability_is_that_of_a_prediction_as_noisy_and_below_that_of_a_perf
 
 
 def test_scopes_hold_their_own_architectures() -> None:
-    found = agreements(drawn(0))
-    assert [found[scope]["bops, trained"]["n"] for scope in ("all", "random", "band")] == [40, 20, 30]
-    assert [found[scope]["trained twice"]["n"] for scope in ("all", "random", "band")] == [39, 19, 30]
+    found = agreements([*drawn(0), *drawn(1, 20, "uniform"), *drawn(2, 10, "selected")])
+    scopes = ("random", "uniform", "band", "twice")
+    assert [found[scope]["bops, trained"]["n"] for scope in scopes] == [41, 20, 15, 68]
+    assert [found[scope]["trained twice"]["n"] for scope in scopes] == [40, 19, 15, 68]
     assert found["band"]["bops, trained"]["tau"] == 0.0  # all cost the same
-    assert found["all"]["sensitivities, trained"]["tau"] == 0.0
-    assert agreements(drawn(0)[:2])["all"]["trained twice"] is None
+    assert found["random"]["sensitivities, trained"]["tau"] == 0.0
+    assert agreements(drawn(0)[:2])["random"]["bops, trained"] is None
 
 
 def test_a_tau_is_scipys_and_its_interval_holds_it() -> None:
@@ -67,7 +68,7 @@ def test_intervals_hold_the_tau_of_many_architectures(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 100)
     expected, inside = 2 / np.pi * np.arcsin(1 / (1 + NOISE**2)), 0
     for seed in range(60):
-        low, high = agreements(drawn(seed))["all"]["trained twice"]["tau_interval"]
+        low, high = agreements(drawn(seed))["twice"]["trained twice"]["tau_interval"]
         inside += low <= expected <= high
     assert inside / 60 > 0.85
 
@@ -78,20 +79,24 @@ def test_trainings_of_one_architecture_are_put_together_by_seed() -> None:
         "architecture": "W2", "retrain_seed": 1, "validation_accuracy": 71.0,
     }  # fmt: skip
     rows = [
-        base, base | {"retrain_seed": 0, "validation_accuracy": 70.0, "method": "ours"},
+        base, base | {"retrain_seed": 0, "validation_accuracy": 70.0}, base | {"trained_as": "the first"},
         base | {"options": {"a": 3}, "method": "scores"}, base | {"start": "supernet"}, base | {"float": "another"},
-        base | {"images_retrain": 44_992}, base | {"role": "screen"}, base | {"trained_as": "the first"},
+        base | {"images_retrain": 269_952, "validation_accuracy": 72.0}, base | {"role": "elsewhere", "retrain_seed": 2},
+        base | {"role": "screen", "method": "uniform", "images_retrain": 44_992},
         {"method": "float", "retrain_seed": 0, "images_retrain": 224_960, "float": "here"},
     ]  # fmt: skip
     assert trained(rows, "here") == [
-        {"architecture": "W2", "options": {"a": 2}, "random": True, "trained": [70.0, 71.0]},
-        {"architecture": "W2", "options": {"a": 3}, "random": False, "trained": [71.0]},
-    ]
+        {"group": group, "architecture": "W2", "options": {"a": bits}, "images": images, "trained": accuracies}
+        for group, bits, images, accuracies in (
+            ("random", 2, 224_960, {"0": 70.0, "1": 71.0}), ("selected", 3, 224_960, {"1": 71.0}),
+            ("random", 2, 269_952, {"1": 72.0}), ("uniform", 2, 44_992, {"1": 71.0}),
+        )
+    ]  # fmt: skip
 
 
 def test_the_table_names_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10_rank, "BOOTSTRAPS", 10)
     found = agreements(drawn(0))
     text = table({"type": "dnas.Rank", "version": 2, "agreement": found, "rows": []})
-    assert "all costs | random ones alone | one band of cost" in text
-    assert f"ceiling | {found['all']['trained twice']['tau']:.2f}, " in text
+    assert "random, all costs | uniform, all costs, one epoch" in text
+    assert f"ceiling | {found['random']['trained twice']['tau']:.2f}, " in text

@@ -22,17 +22,21 @@ from pareto_verdict import (
     between,
     bridges,
     components,
+    correct,
     difference,
     holm,
+    mixed,
     nested,
     one_search,
     over_budgets,
     panel,
     picture,
     pooled,
+    student,
     verdict,
 )
 from pareto_verdict import ROWS as ROWS_FILE
+from table_cells import interval
 from tables import table
 
 
@@ -122,7 +126,7 @@ def test_retrainings_on_two_processors_are_not_mixed_and_their_difference_is_sho
     pair = found["budgets"]["w2a2"]["elsewhere"]
     assert (pair["mean"], pair["p"]) == (pytest.approx(0.1), pytest.approx(expected.pvalue))
     assert found["budgets"]["w2a2"]["methods"] == verdict(ROWS)["budgets"]["w2a2"]["methods"]
-    assert "**dnas** minus the same search and training on former, paired: +0.10, " in table(found)
+    assert "minus the same on former, paired: **dnas** +0.10, " in table(found)
     assert "same search and training on" not in table(verdict(ROWS))
 
 
@@ -159,7 +163,10 @@ def test_where_ours_trains_nothing_one_search_is_compared_with_trained_ones_and_
 
 
 def test_one_search_over_all_budgets_is_the_mean_seed_by_seed() -> None:
-    first, second = ({"values": values} for values in ([-0.2, -0.1, -0.4], [0.3, -0.5, 0.0]))
+    first, second = (
+        {"values": values, "seeds": seeds}
+        for values, seeds in (([-0.2, -0.1, -0.4], [0, 1, 2]), ([9.0, 0.3, -0.5, 0.0], [5, 0, 1, 2]))
+    )
     found = over_budgets([first, None, second])
     assert found is not None
     means = [0.05, -0.3, -0.2]
@@ -321,3 +328,41 @@ def test_the_cheapest_network_that_reaches_mlperf_tinys_accuracy_is_named() -> N
     better = [{**one, "accuracy": one["accuracy"] + 9} for one in ROWS]
     dearer = [{**one, "budget_id": "w3a3", "budgets": {"bops": 0.15}} for one in better if one["method"] == "ours"]
     assert "MLPerf Tiny's 85 % is reached at 7.00%." in table(verdict([*dearer, *better]))
+
+
+def test_differences_that_are_all_the_same_have_no_interval_and_stay_out_of_a_correction() -> None:
+    equal, found = student([0.0] * 5), [student([0.1, 0.2, 0.4]), student([1.0, 1.1, 1.3])]
+    assert (equal["mean"], equal["low"], equal["p"]) == (0.0, None, None)
+    correct([found[0], equal, found[1]])
+    assert "p_holm" not in equal
+    assert [pair["p_holm"] for pair in found] == holm([pair["p"] for pair in found])
+
+
+def test_pairs_that_are_one_training_are_counted_and_said() -> None:
+    rows = [
+        {
+            "method": method, "budget_id": "w2a2", "role": "main", "retrain_seed": seed, "accuracy": 70.0 + seed * later,
+            "key": f"{method}{seed}", **({"trained_as": f"ours{seed}"} if later and seed < shared else {}),
+        }
+        for shared in (2,)
+        for later, method in enumerate(("ours", "scores"))
+        for seed in range(3)
+    ]  # fmt: skip
+    found = difference(rows, "scores", "w2a2")
+    assert found is not None
+    assert (found["same"], found["seeds"]) == (2, [0, 1, 2])
+    assert interval(found).endswith("(2 of 3 the same training)")
+    assert interval({**found, "same": 3}) == "the same trainings"
+
+
+def test_processors_with_and_without_avx512_are_told_apart() -> None:
+    rows = [
+        {"method": method, "budget_id": "w2a2", "role": "main", **made}
+        for method, made in (
+            ("ours", {"processor": "Intel", "instructions": "avx2 avx512f"}), ("scores", {"instructions": "avx2"}),
+            ("random", {}), ("greedy", {"processor": "AMD EPYC"}),
+        )
+    ]  # fmt: skip
+    assert [mixed(rows, ("ours", other), "w2a2") for other in ("ours", "random", "scores", "greedy")] == [
+        False, False, True, True,
+    ]  # fmt: skip
