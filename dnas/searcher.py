@@ -86,7 +86,7 @@ def search(
         if spared(config, space, budget) and engine.rank == 0:
             engine.console.print(
                 "bits alone meet the budget with all filters: options are switched in the network as it is, from its dearest "
-                f"ones, on {config.rounds * config.score_images} images, in place of search.rounds={config.rounds} and "
+                f"ones, on {config.rounds * config.score_images} images at most, in place of search.rounds={config.rounds} and "
                 f"search.epochs={config.epochs:g} (search.train=always trains the supernet, search.epochs=0 keeps the rounds)",
                 highlight=False,
             )
@@ -135,9 +135,7 @@ def _binas(
     supernet.eval()
     torch.manual_seed(derived_seed(seed, "pool"))
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
-    kept = (
-        None if engine.rank else checkpoint
-    )  # each process measures on images of its own: those of the first one count
+    kept = checkpoint if engine.rank == 0 else None  # what the first process measures counts
     files = [None if kept is None else kept.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
     average(supernet, judged, held_back, config.judged, files[1])
     everywhere = round(config.pool * (1 - config.recentred))
