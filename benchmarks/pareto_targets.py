@@ -97,10 +97,11 @@ def targets(
         )
     )
     if rank:
-        agreement = rank["agreement"]["random"]["one_shot, trained"]
-        figure = f"Kendall's tau, supernet against training, {agreement['n']} random networks"
-        met = agreement["tau"] >= TAU and agreement["n"] >= RANKED
-        rows.append(row(figure, f"{TAU:g} at least, {RANKED} networks", tau(agreement), met))
+        for group in ("uniform", "random"):
+            agreement = rank["agreement"][group]["one_shot, trained"]
+            figure = f"Kendall's tau, supernet against training, {agreement['n']} {group} networks"
+            met = agreement["tau"] >= TAU and agreement["n"] >= RANKED
+            rows.append(row(figure, f"{TAU:g} at least, {RANKED} networks", tau(agreement), met))
     if thesis:
         (content,) = thesis["budgets"].values()
         methods, target = content["methods"], f"{THESIS + AHEAD:.1f} at least, 3 seeds"

@@ -357,7 +357,8 @@ def _bridged(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> dic
 
 
 NAMES = {
-    "binas": "BINAS", "scores": "Sensitivities, not shrunk", "greedy": "Greedy", "score_function": "Score function", "gumbel": "Gumbel",
+    "binas": "BINAS", "scores": "Sensitivities, not shrunk", "greedy": "Greedy", "score_function": "Score function",
+    "gumbel": "Gumbel",
 }  # fmt: skip
 SHOWN = tuple(method for method in METHODS if method not in ("sensitivities", "trained", "untrained"))
 """In pictures; the others are in the table of bridges."""

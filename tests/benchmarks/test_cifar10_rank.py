@@ -24,7 +24,7 @@ def drawn(seed: int, count: int = 41, group: str = "random") -> list[dict[str, A
     noisy = [truth + NOISE * generator.standard_normal(count) for _ in range(3)]
     return [
         {
-            "group": group, "bops": (0.0691, 0.3)[i % 4 == 0], "one_shot": truth[i], "estimated": noisy[2][i],
+            "group": group, "bops": (0.148, 0.3)[i % 4 == 0], "one_shot": truth[i], "estimated": noisy[2][i],
             "sensitivities": 0.0, "trained": {"0": noisy[0][i], "1": noisy[1][i]} if i else {"0": noisy[0][i]},
         }
         for i in range(count)
