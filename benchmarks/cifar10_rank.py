@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in every
 import numpy as np
 from cifar10_pareto import BUDGETS, setting_of
 from pareto_runs import ELSEWHERE, Setting, alone, digest, float_network, processes, search, stamp
-from scipy import stats
 
 from dnas.loaders import regrouped
 from dnas.search.effects import fit_effects
 from dnas.search.pool import Pool, one_shot_accuracy
-from dnas.search.rank import BOOTSTRAPS
+from dnas.search.rank import rank_agreement
 from dnas.search.scores import Scores
 from dnas.space.architecture import Architecture
 from quant.files import write_atomically
@@ -94,18 +94,6 @@ def predicted(
     return found
 
 
-def agreement(predicted: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
-    """Kendall's tau of two orders, its 95 % interval by a bootstrap over architectures; what is all equal agrees with none."""
-    first, second = np.asarray(predicted, dtype=float), np.asarray(accuracies, dtype=float)
-
-    def tau(rows: Any) -> float:
-        return float(np.nan_to_num(stats.kendalltau(first[rows], second[rows]).statistic))
-
-    generator, count = np.random.default_rng(0), len(first)
-    draws = [tau(generator.integers(0, count, count)) for _ in range(BOOTSTRAPS)]
-    return {"n": count, "tau": tau(slice(None)), "tau_interval": [float(v) for v in np.percentile(draws, (2.5, 97.5))]}
-
-
 def scoped(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The architectures of every scope."""
     return {
@@ -130,7 +118,8 @@ def agreements(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         orders["trained twice"] = [(one[0], one[1]) for one in accuracies if len(one) > 1]
         found[scope] = {
-            name: agreement(*zip(*pairs, strict=True)) if len(pairs) > 2 else None for name, pairs in orders.items()
+            name: asdict(rank_agreement(*zip(*pairs, strict=True))) if len(pairs) > 2 else None
+            for name, pairs in orders.items()
         }
     return found
 

@@ -21,6 +21,8 @@ RANDOM = 3
 COUNTED = ("main", "candidate")
 """Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
 WRITING = threading.Lock()
+WITHOUT_AVX512 = ("AMD EPYC",)
+"""Processors that rows of before `instructions` name."""
 FINALISTS = 2
 """Uniform networks that seed 0 trains in full after an epoch of all of them."""
 
@@ -150,7 +152,7 @@ def made(row: Mapping[str, Any]) -> tuple[str, bool]:
 
 def narrow(row: Mapping[str, Any]) -> bool:
     """Whether a row names a processor without AVX-512; those that name none were trained with it."""
-    return not wide(row.get("instructions", "avx512f")) or row.get("processor", "") == "AMD EPYC"
+    return not wide(row.get("instructions", "" if row.get("processor") in WITHOUT_AVX512 else "avx512f"))
 
 
 class Searches:

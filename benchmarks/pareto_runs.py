@@ -99,10 +99,10 @@ class Setting:
 class Job:
     """One network to be trained.
 
-    architecture: `uniform W A SHARE kernel=K ...`, `random NUMBER`, `sensitivity greedy` or `exact`,
-    `selected` by the search, or `reselected` from its scores for another budget than it was for. start: `float` or
-    `supernet`. search: which variant's supernet, if any; search_budget: for which budget it was trained, None is the job's
-    own. epochs: of training; None is the experiment's own number.
+    architecture: `uniform W A SHARE kernel=K ...`, `random NUMBER`, `sensitivity greedy` or `exact`, `selected` by the
+    search, or `reselected` from its scores for another budget than it was for. start: `float` or `supernet`. search: which
+    variant's supernet, if any; search_budget: for which budget it was trained, None is the job's own. epochs: of training;
+    None is the experiment's own number.
     """
 
     method: str

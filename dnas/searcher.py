@@ -197,7 +197,7 @@ def as_needed(config: SearchConfig, space: Space, budget: Budget) -> SearchConfi
     """The schedule, with no epochs of training where the neighbourhood search has no rounds or `config.train` spares them.
 
     Spared rounds become one measurement, of sensitivities, on the images of all of them: untrained weights do not adapt to
-    where a round is, and around a network of the budget errors of other layers hide what an option costs.
+    where a round is, so that rounds around a network of the budget select no better (README, Results).
     """
     if spared(config, space, budget):
         return replace(

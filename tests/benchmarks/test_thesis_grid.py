@@ -124,3 +124,11 @@ def test_committed_rows_of_this_float_network_are_taken_for_finished(
     restore(setting, "here")
     assert [json.loads(file.read_text()) for file in (tmp_path / "runs" / "grid_rows").iterdir()] == rows[:1]
     assert train(setting, PARTS[1], 2, 0) == rows[0]  # without data, so that nothing can be trained
+
+
+def test_the_committed_summary_is_that_of_the_committed_rows() -> None:
+    content = json.loads(thesis_grid.RESULT.read_text(encoding="utf-8"))
+    for part, found in summary(content["rows"]).items():
+        for name in ("architecture", "retraining"):
+            assert found[name]["sd"] == pytest.approx(content["summary"][part][name]["sd"])
+        assert found["n"] == content["summary"][part]["n"]
