@@ -3,8 +3,8 @@
 ResNet-8 on scikit-learn's digits, trained, with a space that is small enough to enumerate: every architecture's loss on a
 fixed batch is computed, so that the gradient of the expected loss in the logits is exact. Then bias and standard deviation of
 every estimator that `relax` and `search` offer, from repeated draws; both in norms, relative to that of the exact gradient. The
-score function sees the losses of four samples (its `samples`); the others' gradients of four draws are averaged, too.
-Writes results/estimators.json.
+score function sees the losses of four samples (its `samples`); the others' gradients of four draws are averaged, too. Mean and
+spread of the loss over the architectures say by how much a baseline can cut its deviation. Writes results/estimators.json.
 """
 
 import json
@@ -94,10 +94,10 @@ def loss_of(supernet: Supernet, x: Tensor, y: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(supernet(x), y)
 
 
-def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Of the expected loss in the logits: the sum over all architectures; and how many there are."""
+def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float], int]:
+    """Of the expected loss in the logits, the sum over all architectures; the loss' mean and spread; and how many there are."""
     choices = list(supernet.space.searched())
-    total = torch.zeros(())
+    total, square = torch.zeros(()), 0.0
     probabilities = supernet.probabilities()
     count = 0
     fixed = {c.name: c.options[0] for c in supernet.space.choices if not c.searched}
@@ -109,8 +109,11 @@ def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, in
         for choice, i in zip(choices, taken, strict=True):
             chance = chance * probabilities[choice.name][i]
         total = total + chance * loss
+        square += float(chance) * loss**2
         count += 1
-    return torch.autograd.grad(total, supernet.choices.logits)[0], count
+    mean = float(total)
+    spread = {"mean": mean, "sd": max(0.0, square - mean**2) ** 0.5}
+    return torch.autograd.grad(total, supernet.choices.logits)[0], spread, count
 
 
 def draws(supernet: Supernet, x: Tensor, y: Tensor, baseline: str | None) -> Tensor:
@@ -132,10 +135,10 @@ def draws(supernet: Supernet, x: Tensor, y: Tensor, baseline: str | None) -> Ten
     return torch.stack(found)
 
 
-def measured(seed: int) -> tuple[dict[str, dict[str, float]], int]:
-    """Bias and deviation of every estimator, relative to the exact gradient's norm, at one network and its logits."""
+def measured(seed: int) -> tuple[dict[str, dict[str, float]], dict[str, float], int]:
+    """Bias and deviation of every estimator, relative to the exact gradient's norm, at one network; its losses' spread."""
     supernet, x, y = trained(seed)
-    exact, architectures = exact_gradient(supernet, x, y)
+    exact, losses, architectures = exact_gradient(supernet, x, y)
     norm, rows = exact.norm(), {}
 
     def row(gradients: Tensor) -> dict[str, float]:
@@ -154,20 +157,21 @@ def measured(seed: int) -> tuple[dict[str, dict[str, float]], int]:
     supernet.relaxation = supernet.choices.relaxation = Relaxation("gumbel_hard", 1.0, 1.0)
     for name, baseline in (("score function", "none"), ("score function, leave-one-out", "leave_one_out")):
         rows[name] = row(draws(supernet, x, y, baseline))
-    return rows, architectures
+    return rows, losses, architectures
 
 
 def main() -> None:
     """The command."""
-    start, runs = time.perf_counter(), []
+    start, runs, spreads = time.perf_counter(), [], []
     for seed in range(3):
-        rows, architectures = measured(seed)
+        rows, losses, architectures = measured(seed)
         runs.append(rows)
+        spreads.append(losses)
         print(seed, json.dumps(rows, indent=1), flush=True)
     content = {
         "type": "dnas.Estimators", "version": 1, "architectures": architectures, "samples": SAMPLES, "draws": DRAWS,
-        "images": IMAGES, "runs": runs, "seconds": round(time.perf_counter() - start), "commit": source_commit(),
-        "versions": {name: version(name) for name in ("torch", "numpy")},
+        "images": IMAGES, "runs": runs, "losses": spreads, "seconds": round(time.perf_counter() - start),
+        "commit": source_commit(), "versions": {name: version(name) for name in ("torch", "numpy")},
     }  # fmt: skip
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -32,9 +32,11 @@ def estimators(content: dict[str, Any]) -> str:
         )
         cells = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    ratios = leave_one_out(content)
+    ratios = ", ".join(f"{ratio:.0f}" for ratio in leave_one_out(content))
+    losses = content["losses"]
     return "\n".join(lines) + (
-        f"\n\nLeave-one-out cuts the score function's deviation {min(ratios):.0f} to {max(ratios):.0f} times."
+        f"\n\nLeave-one-out cuts the score function's deviation {ratios} times; mean losses are "
+        f"{', '.join(format(one['mean'] / one['sd'], '.0f') for one in losses)} times their spread over the architectures."
     )
 
 
