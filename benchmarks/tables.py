@@ -1,4 +1,4 @@
-"""The README's tables of results, from the committed files: `python benchmarks/tables.py` rewrites them in place."""
+"""The tables of both READMEs, from the committed results: `python benchmarks/tables.py` rewrites them in place."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import tables_estimators
 import tables_running
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+READMES = HERE.parent / "README.md", HERE / "README.md"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "dnas.Pareto": tables_accuracy.demo,
     "dnas.Verdict": tables_accuracy.verdict,
@@ -34,23 +34,22 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "dnas.Solvers": tables_running.solvers,
 }
 """How a result file is shown, by its type."""
-
-
-def table(content: dict[str, Any]) -> str:
-    """A result file as Markdown."""
-    return TABLES[content["type"]](content)
+DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {"dnas.Verdict": tables_accuracy.details}
+"""What else a result file tells, by its type."""
 
 
 def rewrite(text: str) -> str:
-    """The README with every `<!-- results: NAME -->` block filled in from benchmarks/results/NAME.json."""
+    """A README with every `<!-- results: NAME -->` and `<!-- details: NAME -->` block filled in from results/NAME.json."""
 
     def fill(match: re.Match[str]) -> str:
-        path = HERE / "results" / f"{match.group(1)}.json"
-        found = table(json.loads(path.read_text(encoding="utf-8")))
-        return f"<!-- results: {match.group(1)} -->\n{found}\n<!-- end -->"
+        kind, name = match.groups()
+        content = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        shown = {"results": TABLES, "details": DETAILS}[kind][content["type"]](content)
+        return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
-    return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|details): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    README.write_text(rewrite(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(rewrite(readme.read_text(encoding="utf-8")), encoding="utf-8")

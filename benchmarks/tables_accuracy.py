@@ -27,7 +27,7 @@ def demo_row(found: dict[str, Any]) -> str:
 
 
 def verdict(content: dict[str, Any]) -> str:
-    """Ours beside uniform and random networks at every budget, with paired differences, and what else the rows tell."""
+    """Ours beside uniform and random networks at every budget, with paired differences and their p-values."""
     heads = (
         "budget, BOPs of 8-bit", "best uniform", "random", "**dnas**", "dnas - uniform, paired",
         "the same on validation images", "dnas - random", "spent by dnas",
@@ -52,9 +52,13 @@ def verdict(content: dict[str, Any]) -> str:
         f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images.",
         mlperf_tiny(content),
     ]
-    notes += [*corrected(content), *pooled(content), *loosened(content), *shared(content), *spread(content)]
-    notes += [*elsewhere(content), *gaps(content)]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *notes, *corrected(content), *pooled(content)])
+
+
+def details(content: dict[str, Any]) -> str:
+    """What else the rows of a verdict tell, as a list."""
+    notes = [*loosened(content), *shared(content), *spread(content), *elsewhere(content), *gaps(content)]
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def mlperf_tiny(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The README says what the code does: its commands compose, its tables come from the committed results."""
+"""The READMEs say what the code does: commands compose, tables come from the committed results, what they refer to is there."""
 
 import importlib.util
 import re
@@ -28,8 +28,27 @@ def _module(name: str) -> ModuleType:
 
 
 def test_tables_come_from_the_committed_results() -> None:
-    assert _module("tables").rewrite(README) == README
-    assert README.count("<!-- results:") == 20
+    tables, shown = _module("tables"), []
+    for path in tables.READMES:
+        text = path.read_text(encoding="utf-8")
+        assert tables.rewrite(text) == text
+        shown += re.findall(r"<!-- results: (\w+) -->", text)
+    assert len(shown) == len(set(shown)) == 20
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "benchmarks"], ids=lambda folder: folder.name)
+def test_pictures_pages_and_scripts_exist(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if not link.startswith("http")]
+    assert links
+    scripts = re.findall(r"`python (benchmarks/\w+\.py)", text)
+    assert scripts
+    missing = [link for link in links if not (folder / link).exists()] + [s for s in scripts if not (ROOT / s).exists()]
+    assert not missing
+    headings = {
+        re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    assert not set(re.findall(r"\]\(#([^)]+)\)", text)) - headings
 
 
 COMMANDS = sorted(set(re.findall(r"^dnas .*?(?=\s+#|$)", README, re.MULTILINE)))
