@@ -109,9 +109,9 @@ def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, di
         for choice, i in zip(choices, taken, strict=True):
             chance = chance * probabilities[choice.name][i]
         total = total + chance * loss
-        square += float(chance) * loss**2
+        square += float(chance.detach()) * loss**2
         count += 1
-    mean = float(total)
+    mean = float(total.detach())
     spread = {"mean": mean, "sd": max(0.0, square - mean**2) ** 0.5}
     return torch.autograd.grad(total, supernet.choices.logits)[0], spread, count
 

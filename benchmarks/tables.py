@@ -38,13 +38,23 @@ DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {"dnas.Verdict": tables_ac
 """What else a result file tells, by its type."""
 
 
+def table(content: dict[str, Any]) -> str:
+    """A result file as Markdown."""
+    return TABLES[content["type"]](content)
+
+
+def details(content: dict[str, Any]) -> str:
+    """The rest of a result file as Markdown."""
+    return DETAILS[content["type"]](content)
+
+
 def rewrite(text: str) -> str:
     """A README with every `<!-- results: NAME -->` and `<!-- details: NAME -->` block filled in from results/NAME.json."""
 
     def fill(match: re.Match[str]) -> str:
         kind, name = match.groups()
         content = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        shown = {"results": TABLES, "details": DETAILS}[kind][content["type"]](content)
+        shown = {"results": table, "details": details}[kind](content)
         return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
     return re.sub(r"<!-- (results|details): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)

@@ -286,15 +286,20 @@ def thesis_grid(content: dict[str, Any]) -> str:
 
 def ablation(content: dict[str, Any]) -> str:
     """Changes of the search, each beside what it is compared with."""
-    heads = ("change", "validation accuracy, %", "minus", "paired, 95 %", "p, corrected (Holm)", "images of the search")
+    heads = (
+        "budget", "change", "validation accuracy, %", "minus", "paired, 95 %", "p, corrected (Holm)", "images of the search",
+    )  # fmt: skip
     lines = head(heads)
-    for name, found in content["changes"].items():
-        pair = found["difference"]
-        lines.append(
-            f"| {name} | {mean(found)} | {found['against'] or ''} | {interval(pair)}{MIXED if found['mixed'] else ''} | "
-            f"{format(pair['p_holm'], '.2g') if pair and 'p_holm' in pair else ''} | {found['images_search']:,.0f} |"
-        )
-    mixed = any(found["mixed"] for found in content["changes"].values())
+    for budget in content["budgets"].values():
+        for name, found in budget["changes"].items():
+            pair = found["difference"]
+            cells = [
+                f"{budget['bops']:.2%}", name, mean(found), found["against"] or "",
+                f"{interval(pair)}{MIXED if found['mixed'] else ''}",
+                format(pair["p_holm"], ".2g") if pair and "p_holm" in pair else "", f"{found['images_search']:,.0f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    mixed = any(found["mixed"] for budget in content["budgets"].values() for found in budget["changes"].values())
     several = f" {MIXED.strip()}: rows of other code or another processor." if mixed else ""
     return "\n".join([*lines, "", f"Without an interval where there is but one seed.{several}"])
 

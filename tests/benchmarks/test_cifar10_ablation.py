@@ -16,9 +16,11 @@ import cifar10_ablation
 import pareto_plan
 from cifar10_ablation import (
     AGAINST,
-    BUDGET,
+    ALWAYS,
     CHANGES,
+    DEFAULT,
     FROM_FLOAT,
+    SHARED,
     UNCHANGED,
     by_search,
     job,
@@ -27,7 +29,7 @@ from cifar10_ablation import (
     variant,
     with_references,
 )
-from cifar10_pareto import BUDGETS, FRONTIER_BUDGET
+from cifar10_pareto import BUDGETS, FRONTIER_BUDGET, UNTRAINED_EPOCHS
 from pareto_plan import FLOAT_EPOCHS, Plan
 from pareto_runs import Job, Setting
 from pareto_verdict import holm
@@ -39,10 +41,10 @@ from tests.benchmarks.test_pareto_plan import Now
 IMAGES = {UNCHANGED: 85_376, "one round": 55_424, "gumbel": 316_000, "gumbel soft": 316_000}
 
 
-def configuration(tmp_path: Path, name: str) -> dict[str, Any]:
+def configuration(tmp_path: Path, budget: str, name: str) -> dict[str, Any]:
     """What a change's search and selection are run with, key by key."""
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
-    found = setting.config(tmp_path, "budget.bops=0.07", *CHANGES[name])
+    found = setting.config(tmp_path, "budget.bops=0.07", *CHANGES[budget][name])
     parse_config(found)
     flat: dict[str, Any] = {}
 
@@ -58,11 +60,16 @@ def configuration(tmp_path: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [name for name in CHANGES if name not in (UNCHANGED, UNCHANGED + FROM_FLOAT, "gumbel", "score function", "binas")],
+    ("budget", "name"),
+    [
+        (budget, name)
+        for budget, names in CHANGES.items()
+        for name in names
+        if name not in (UNCHANGED, UNCHANGED + FROM_FLOAT, "gumbel", "score function", "binas")
+    ],
 )
-def test_one_thing_is_changed(name: str, tmp_path: Path) -> None:
-    own, other = (configuration(tmp_path, one) for one in (name, AGAINST.get(name, UNCHANGED)))
+def test_one_thing_is_changed(budget: str, name: str, tmp_path: Path) -> None:
+    own, other = (configuration(tmp_path, budget, one) for one in (name, AGAINST.get(name, UNCHANGED)))
     assert len([key for key in own.keys() | other.keys() if own.get(key) != other.get(key)]) == 1
 
 
@@ -77,34 +84,44 @@ def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, mon
     monkeypatch.setattr(pareto_plan, "train", train)
     monkeypatch.setattr(pareto_plan, "write", lambda setting: None)
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
-    plan = Plan(setting, Now(), BUDGETS, BUDGET, (0, 1))
+    plan = Plan(setting, Now(), BUDGETS, ALWAYS, (0, 1))
     plan.other("gumbel")
     plan.other("score_function")
     plan.reselected("binas", "main", "binas", FRONTIER_BUDGET)
-    assert planned == [job(name, seed) for name in ("gumbel", "score function", "binas") for seed in (0, 1)]
+    assert planned == [job(ALWAYS, name, seed) for name in ("gumbel", "score function", "binas") for seed in (0, 1)]
+    planned.clear()
+    plan = Plan(setting, Now(), BUDGETS, DEFAULT, (0, 1))
+    plan.searched()
+    plan.other("within")
+    plan.searched(plan.cold("untrained", UNTRAINED_EPOCHS))
+    assert planned == [job(DEFAULT, name, seed) for name in SHARED[DEFAULT] for seed in (0, 1)]
 
 
-def test_every_other_change_has_rows_and_searches_of_its_own() -> None:
-    jobs = [job(name, seed) for name in CHANGES for seed in (0, 1)]
+@pytest.mark.parametrize("budget", CHANGES)
+def test_every_other_change_has_rows_and_searches_of_its_own(budget: str) -> None:
+    jobs = [job(budget, name, seed) for name in CHANGES[budget] for seed in (0, 1)]
     assert len({one.key for one in jobs}) == len(jobs)
-    floating = [name for name in CHANGES if name.endswith(FROM_FLOAT)]
+    floating = [name for name in CHANGES[budget] if name.endswith(FROM_FLOAT)]
+    assert floating
     assert len({(one.search, one.search_seed) for one in jobs}) == len(jobs) - 2 * len(floating)
     for name in floating:
-        own, other = job(name, 1), job(name.removesuffix(FROM_FLOAT), 1)
-        assert CHANGES[name] == CHANGES[name.removesuffix(FROM_FLOAT)]
-        assert own == replace(other, start="float", epochs=FLOAT_EPOCHS)
+        own, other = job(budget, name, 1), job(budget, name.removesuffix(FROM_FLOAT), 1)
+        assert CHANGES[budget][name] == CHANGES[budget][name.removesuffix(FROM_FLOAT)]
+        assert own == replace(other, role="ablation", start="float", epochs=FLOAT_EPOCHS)
 
 
-def test_changes_that_share_a_search_are_trained_one_after_the_other() -> None:
-    groups = by_search(list(CHANGES))
-    assert sorted(name for names in groups for name in names) == sorted(CHANGES)
+@pytest.mark.parametrize("budget", CHANGES)
+def test_changes_that_share_a_search_are_trained_one_after_the_other(budget: str) -> None:
+    groups = by_search(budget, list(CHANGES[budget]))
+    assert sorted(name for names in groups for name in names) == sorted(CHANGES[budget])
     assert [UNCHANGED, UNCHANGED + FROM_FLOAT] in groups
-    assert len({job(names[0], 0).search for names in groups}) == len(groups)
+    assert len({job(budget, names[0], 0).search for names in groups}) == len(groups)
 
 
 def test_a_change_comes_with_what_it_is_compared_with() -> None:
     assert with_references(["gumbel soft", "one round"]) == [UNCHANGED, "gumbel", "gumbel soft", "one round"]
-    assert sorted(with_references(list(CHANGES))) == sorted(CHANGES)
+    for names in CHANGES.values():
+        assert sorted(with_references(list(names))) == sorted(names)
 
 
 def test_a_row_that_is_there_is_not_searched_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,15 +139,15 @@ def test_a_row_that_is_there_is_not_searched_for_again(tmp_path: Path, monkeypat
     (tmp_path / "rows").mkdir()
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
     for _ in range(2):
-        run(setting, "mutation 0.1", 0)
+        run(setting, ALWAYS, "mutation 0.1", 0)
     assert searched == [("mutation_01", ("search.train=always", "search.mutation=0.1"))]
 
 
 def row(name: str, seed: int, accuracy: float, commit: str = "a") -> dict[str, Any]:
-    own = job(name, seed)
+    own = job(ALWAYS, name, seed)
     return {
-        "key": own.key, "search": variant(name), "search_seed": seed, "retrain_seed": seed, "validation_accuracy": accuracy,
-        "accuracy": 0.0, "images_search": IMAGES[name], "commit": commit,
+        "key": own.key, "search": variant(ALWAYS, name), "search_seed": seed, "retrain_seed": seed,
+        "validation_accuracy": accuracy, "accuracy": 0.0, "images_search": IMAGES[name], "commit": commit,
     }  # fmt: skip
 
 
@@ -144,7 +161,7 @@ ROWS = [
 
 
 def test_differences_are_paired_by_seed_with_what_a_change_is_compared_with() -> None:
-    found = summary(ROWS)["changes"]
+    found = summary(ROWS)["budgets"][ALWAYS]["changes"]
     assert list(found) == [UNCHANGED, "one round", "gumbel", "gumbel soft"]
     assert found[UNCHANGED]["difference"] is None
     expected = stats.ttest_rel([78.8, 79.9, 78.1], [79.2, 80.1, 79.0]).confidence_interval(0.95)
@@ -162,18 +179,19 @@ def test_the_summary_does_not_depend_on_the_order_of_rows_and_is_a_table() -> No
     found = summary(ROWS)
     assert json.dumps(summary(ROWS[::-1])) == json.dumps(found)
     text = table(found)
-    assert "| unchanged | 79.43 ± 0.59 (3) |  |  |  | 85,376 |" in text
-    assert "| gumbel soft | 78.10 ± 0.14 (2) | gumbel | -0.30 |  | 316,000 |" in text
+    assert "| 6.91% | unchanged | 79.43 ± 0.59 (3) |  |  |  | 85,376 |" in text
+    assert "| 6.91% | gumbel soft | 78.10 ± 0.14 (2) | gumbel | -0.30 |  | 316,000 |" in text
     assert "(!)" not in text
     unpaired = table(summary([*ROWS, row("one round", 3, 79.0, "b")]))
     assert "(!)" not in unpaired  # the other side has no fourth seed
     mixed = table(summary([*ROWS, row("one round", 3, 79.0, "b"), row(UNCHANGED, 3, 79.0, "a")]))
-    assert [line.count("(!)") for line in mixed.splitlines() if line.startswith("| one round")] == [1]
+    assert [line.count("(!)") for line in mixed.splitlines() if line.startswith("| 6.91% | one round")] == [1]
     assert "(!): rows of other code or another processor." in mixed
 
 
 def test_differences_are_corrected_for_their_number() -> None:
-    changes = summary([*ROWS, row("gumbel", 0, 78.9), row("gumbel", 2, 77.3)])["changes"].values()
+    rows = [*ROWS, row("gumbel", 0, 78.9), row("gumbel", 2, 77.3)]
+    changes = summary(rows)["budgets"][ALWAYS]["changes"].values()
     pairs = [found["difference"] for found in changes if found["difference"] and found["difference"]["p"] is not None]
     assert len(pairs) == 3
     assert [pair["p_holm"] for pair in pairs] == holm([pair["p"] for pair in pairs])
