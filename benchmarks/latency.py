@@ -1,7 +1,7 @@
 """How well the sum over layers predicts the latency of whole networks: `python benchmarks/latency.py` writes the result file.
 
-Random networks of a space are exported as QCDQ files with batch normalisation folded and timed in onnxruntime: ten fit the
-line, twenty others judge it (`dnas stage=measure` does the same). Images of 32x32, one thread.
+Random networks of a space are exported as QCDQ files with batch normalisation folded, or the same in floats, and timed in
+onnxruntime: ten fit the line, twenty others judge it (`dnas stage=measure` does the same). Images of 32x32, one thread.
 """
 
 import json
@@ -36,8 +36,10 @@ def cases() -> dict[str, tuple[nn.Module, dict[str, Any], MeasureConfig]]:
         "ResNet-8, 8 bits": (resnet8(3, 10), ALL, MeasureConfig()),
         "ResNet-8, 2 to 8 bits": (resnet8(3, 10), {}, MeasureConfig()),
         "ResNet-8, 8 bits, batch 8": (resnet8(3, 10), ALL, MeasureConfig(batch=8)),
+        "ResNet-8, float": (resnet8(3, 10), ALL, MeasureConfig(precision="float")),
         "MobileNetV2, 8 bits": (mobilenet, ALL, MeasureConfig()),
         "ElasticMobileNet, 8 bits": (elastic, {**ALL, **ELASTIC}, MeasureConfig()),
+        "ElasticMobileNet, float": (elastic, {**ALL, **ELASTIC}, MeasureConfig(precision="float")),
     }
 
 

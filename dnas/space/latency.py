@@ -40,8 +40,8 @@ class MeasureConfig:
 
     precision: `int8` (as in QCDQ files with batch normalisation folded) or `float`. threads: of onnxruntime. batch: images.
     rounds: passes over all configurations, so that a slow minute hits none alone; seconds: for one configuration in one
-    round. networks: random ones that are exported and timed whole, in integers; a third fits the correction, the others judge
-    it; 0 leaves the sums as they are.
+    round. networks: random ones that are exported and timed whole; a third fits the correction, the others judge it; 0 leaves
+    the sums as they are.
     """
 
     precision: str = "int8"
@@ -56,10 +56,6 @@ class MeasureConfig:
             raise ValueError(f"measure.precision is {self.precision!r}; allowed: {list(PRECISIONS)}")
         if min(self.threads, self.batch, self.rounds) < 1 or not self.seconds > 0:
             raise ValueError("measure: threads, batch and rounds >= 1 and seconds > 0 are needed")
-        if self.networks and self.precision == "float":
-            raise ValueError(
-                "measure.networks are exported in integers; with measure.precision=float set measure.networks=0"
-            )
         if self.networks and self.networks < 9:
             raise ValueError(f"measure.networks is {self.networks}; allowed: 0, or 9 and more")
 

@@ -31,6 +31,7 @@ from dnas.space.profile import layer_times, refined, table_entries
 from dnas.stages.context import Run
 from quant.export import export
 from quant.files import write_atomically
+from quant.float_file import without_quantisers
 
 BUSY = 0.1
 """Relative difference of two timings of the same network from which a table says more of the machine's load than of it."""
@@ -107,10 +108,12 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
     supernet = Supernet(model, space).eval()
     supernet.calibrate(images)
     full = dearest_architecture(space)
-    requantised = _requantised(supernet, full, images)
+    requantised = _requantised(supernet, full, images)  # which refuses networks that cannot be timed by layers
     beside: dict[str, str] = {}
+    if config.precision == "float":
+        requantised = set()
     for choice in space.searched():
-        if choice.kind == "branch":
+        if choice.kind == "branch" and config.precision == "int8":
             without = replace(full, options={**full.options, choice.name: 0})
             changed = requantised ^ _requantised(supernet, without, images)
             beside |= {name: choice.name for name in changed if space.runs(name, without.positions())}
@@ -121,15 +124,16 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
 def _requantised(supernet: Supernet, architecture: Architecture, images: Tensor) -> set[str]:
     space, positions = supernet.space, architecture.positions()
     layers = [layer.name for layer in space.layers if space.runs(layer.name, positions)]
-    return requantised_layers(_exported(supernet, architecture, images[:1]), layers)
+    return requantised_layers(_exported(supernet, architecture, images[:1], "int8"), layers)
 
 
-def _exported(supernet: Supernet, architecture: Architecture, images: Tensor) -> bytes:
-    """A QCDQ file of an architecture, batch normalisation folded, as for deployment."""
+def _exported(supernet: Supernet, architecture: Architecture, images: Tensor, precision: str) -> bytes:
+    """A QCDQ file of an architecture, batch normalisation folded, as for deployment; or the same network in floats."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(realise(supernet, architecture).eval(), images, path, "qcdq", fold_batch_norm=True)
-        return path.read_bytes()
+        content = path.read_bytes()
+    return without_quantisers(content) if precision == "float" else content
 
 
 def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: MeasureConfig) -> LatencyTable:
@@ -139,7 +143,8 @@ def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: M
     files: list[bytes] = []
     for _ in range(config.networks):
         architectures.append(Architecture(space, {c.name: draw.choice(c.options) for c in space.choices}))
-        files.append(_exported(supernet, architectures[-1], images[:1].repeat(config.batch, 1, 1, 1)))
+        batch = images[:1].repeat(config.batch, 1, 1, 1)
+        files.append(_exported(supernet, architectures[-1], batch, config.precision))
     runs = [runner(file, config.threads) for file in files]
     seconds = max(config.seconds, 0.02)
     first, second = (np.array(microseconds(runs, config.rounds, seconds)) for _ in range(2))

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -175,9 +176,26 @@ def test_what_multiplies_outside_of_layers_is_not_timed() -> None:
         measure_network(Attending().eval(), x, space, CONFIG)
 
 
-def test_floats_are_not_judged_by_integer_networks() -> None:
-    with pytest.raises(ValueError, match=r"measure\.networks=0"):
-        MeasureConfig(precision="float")
+def test_floats_are_judged_by_networks_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files hold no quantiser and compute the float network, but for the rounding of weights to eight bits."""
+    timed: list[bytes] = []
+
+    def runner(content: bytes, threads: int) -> Callable[[], None]:
+        timed.append(content)
+        return latency.runner(content, threads)
+
+    monkeypatch.setattr("dnas.stages.measure.runner", runner)
+    model = Residual().eval()
+    x = example(model)[0]
+    space = dnas.build_space(model, x, (8,), (8,), (0.5, 1.0))
+    table = measure_network(model, x, space, MeasureConfig(precision="float", rounds=1, seconds=1e-4, networks=9))
+    assert table.machine["precision"] == "float"
+    assert table.checked is not None
+    assert len(timed) == 9
+    for content in timed:
+        operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
+        assert "Conv" in operators
+        assert not {"QuantizeLinear", "DequantizeLinear", "Clip"} & operators
 
 
 LATENCY = ("budget.latency_us=1.0", "measure.networks=0", "measure.rounds=1", "measure.seconds=0.0001")
