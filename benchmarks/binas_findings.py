@@ -2,7 +2,8 @@
 
 From the pools of runs of `dnas experiment=binas_cifar10`: how well it ranks sub-networks that it never saw, how many records
 would have done, what the stages took, and what options are worth in every stage, from smallest to largest, where their block
-runs. The paper found that depth and width pay most in deeper stages and at the first block of each stage: is that so here?
+runs, in points and in points per million of bit operations. The paper found that depth and width pay most in deeper stages and
+at the first block of each stage: is that so here?
 Writes results/binas_findings.json.
 """
 
@@ -25,6 +26,7 @@ from dnas.search.judge import findings, judge_estimator
 from dnas.search.pool import Pool
 from dnas.search.rank import rank_agreement
 from dnas.searcher import JUDGED_FILE, POOL_FILE
+from dnas.space.choice import Space
 from dnas.space.cost import build_cost
 from dnas.stages.context import Run, open_folder
 
@@ -79,6 +81,25 @@ def by_stage(estimators: Sequence[Any]) -> list[dict[str, Any]]:
         row["filters, other blocks"] = valued(estimators, mean(estimators, "filters", [stage], [False]))
         rows.append(row)
     return rows
+
+
+def saved(space: Space) -> list[dict[str, Any]]:
+    """MBOPs between the largest and the smallest option, all other choices at the dearest: the mean as in `by_stage`."""
+    cost, dearest = build_cost(space, "bops"), space.extreme(dearest=True)
+    found: dict[int, dict[str, list[float]]] = {}
+    for choice in space.searched():
+        parts = choice.name.split(".")
+        if parts[0] == "stages":
+            spared = (cost.at(dearest) - cost.at({**dearest, choice.name: 0})) / 1e6
+            kinds = [parts[-1]]
+            if parts[-1] == "filters":
+                kinds.append("filters, first block" if parts[2] == "0" else "filters, other blocks")
+            for kind in kinds:
+                found.setdefault(int(parts[1]), {}).setdefault(kind, []).append(spared)
+    return [
+        {"stage": stage, **{kind: float(np.mean(values)) for kind, values in found[stage].items()}}
+        for stage in sorted(found)
+    ]
 
 
 def claim(estimators: Sequence[Any], more: Gain, less: Gain) -> dict[str, Any]:
@@ -145,7 +166,7 @@ def main() -> None:
     estimators = [fit_effects(run.space, pool) for run, pool in zip(runs, pools, strict=True)]
     content = {
         "type": "dnas.BinasFindings", "version": 1, "seeds": [run.config.seed for run in runs],
-        "stages": by_stage(estimators), "claims": claims(estimators),
+        "stages": by_stage(estimators), "saved": saved(runs[0].space), "claims": claims(estimators),
         "judged": [judged(run, pool) for run, pool in zip(runs, pools, strict=True)],
         "findings": [findings(run.space, estimator) for run, estimator in zip(runs, estimators, strict=True)], **stamp(0.0),
         "seconds": [seconds(run) for run in runs],

@@ -91,6 +91,9 @@ def binas_findings(content: dict[str, Any]) -> str:
     for row in content["stages"]:
         gains = [f"{row[name][0]:+.2f} ± {row[name][1]:.2f}" for name in GAINS]
         lines.append(f"| stage {row['stage'] + 1}, each choice | {' | '.join(gains)} |")
+    for row, spared in zip(content["stages"], content.get("saved", []), strict=False):  # earlier results have none
+        rates = [f"{row[name][0] / spared[name]:+.3f} ± {row[name][1] / spared[name]:.3f}" for name in GAINS]
+        lines.append(f"| stage {row['stage'] + 1}, per MBOP | {' | '.join(rates)} |")
     claims = [
         f"{name[0].upper()}{name[1:]}: **{found['holds']}** ({found['difference']:+.2f} ± {found['error']:.2f} points)."
         for name, found in content["claims"].items()

@@ -1,5 +1,6 @@
 """The paper's findings are read off the right effects: gains from the smallest to the largest option, by stage and by block."""
 
+import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_findings import KINDS, by_stage, claim, claims, seconds
+from binas_findings import KINDS, by_stage, claim, claims, saved, seconds
 from tables import table
 from tables_estimators import stage_seconds
 
+import dnas
+from dnas.models import elastic_mobilenet
 from dnas.run import RunFolder
 
 
@@ -48,6 +53,38 @@ def test_gains_by_stage_and_what_they_say() -> None:
     assert starts["difference"] == pytest.approx(2.5)
     assert starts["holds"] == "yes"
     assert {claim["holds"] for claim in claims([estimator(0.0, 100.0)]).values()} == {"open"}
+
+
+def test_what_options_save_is_that_of_the_dearest_network() -> None:
+    """Of kernels and branches in closed form: their layers' multiplications, at eight bits each, counted by hooks."""
+    model = elastic_mobilenet(
+        3, 10, stem=(8, 8), stages=(8, 12), strides=(1, 2), last=(16, 16), hard_swish_from=1
+    ).eval()
+    macs: dict[str, int] = {}
+
+    def hook(name: str) -> Any:
+        def count(module: Any, _: Any, output: torch.Tensor) -> None:
+            macs[name] = output[0].numel() * module.weight[0].numel()
+
+        return count
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(hook(name))
+    x = torch.randn(1, 3, 16, 16)
+    model(x)
+    space = dnas.build_space(model, x, (4, 8), (8,), (0.5, 1.0), kernels=(3, 5), min_depth=2, branches=("*.se",))
+    rows = saved(space)
+    assert [row["stage"] for row in rows] == [0, 1]
+    for row in rows:
+        own = {name: count for name, count in macs.items() if name.startswith(f"stages.{row['stage']}.")}
+        wide = [
+            n * 16 / 25 for name, n in own.items() if getattr(model.get_submodule(name), "kernel_size", 0) == (5, 5)
+        ]
+        assert row["kernel"] == pytest.approx(64 * statistics.mean(wide) / 1e6)
+        beside = sum(count for name, count in own.items() if ".se." in name)
+        assert row["branch"] == pytest.approx(64 * beside / len(wide) / 1e6)
+        assert 0 < row["weight_bits"] < row["depth"]
 
 
 def test_what_differs_between_supernets_is_not_taken_for_found() -> None:
