@@ -36,6 +36,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 """How a result file is shown, by its type."""
 DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {"dnas.Verdict": tables_accuracy.details}
 """What else a result file tells, by its type."""
+HEADLINES: dict[str, Callable[[dict[str, Any]], str]] = {"dnas.Verdict": tables_accuracy.headline}
+"""What it comes to, by its type."""
 
 
 def table(content: dict[str, Any]) -> str:
@@ -43,21 +45,17 @@ def table(content: dict[str, Any]) -> str:
     return TABLES[content["type"]](content)
 
 
-def details(content: dict[str, Any]) -> str:
-    """The rest of a result file as Markdown."""
-    return DETAILS[content["type"]](content)
-
-
 def rewrite(text: str) -> str:
-    """A README with every `<!-- results: NAME -->` and `<!-- details: NAME -->` block filled in from results/NAME.json."""
+    """A README with every block `<!-- results: NAME -->`, `details` and `headline` filled in from results/NAME.json."""
+    kinds = {"results": TABLES, "details": DETAILS, "headline": HEADLINES}
 
     def fill(match: re.Match[str]) -> str:
         kind, name = match.groups()
         content = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        shown = {"results": table, "details": details}[kind](content)
+        shown = kinds[kind][content["type"]](content)
         return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|details): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (results|details|headline): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,25 @@ def verdict(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes, *corrected(content), *pooled(content)])
 
 
+def headline(content: dict[str, Any]) -> str:
+    """What is won against uniform networks, in a sentence."""
+    won, open_at, seeds = [], [], set()
+    for found in content["budgets"].values():
+        pair = found["differences"]["ours - uniform"]
+        if pair is None or pair["low"] is None:
+            continue
+        seeds.add(pair["n"])
+        (won if pair["low"] > 0 else open_at).append(
+            f"{pair['mean']:+.1f} points at {found['bops']:.1%}" if pair["low"] > 0 else f"{found['bops']:.1%}"
+        )
+    least, most = min(seeds), max(seeds)
+    return (
+        f"ResNet-8 on CIFAR-10, test accuracy above the best uniform network of equal cost, {least}"
+        f"{f' to {most}' if most > least else ''} seeds: {', '.join(won)} of the 8-bit BOPs"
+        + (f"; at {', '.join(open_at)} no difference is shown." if open_at else ".")
+    )
+
+
 def details(content: dict[str, Any]) -> str:
     """What else the rows of a verdict tell, as a list."""
     notes = [*loosened(content), *shared(content), *spread(content), *elsewhere(content), *gaps(content)]
@@ -238,7 +257,7 @@ def limits(found: dict[str, Any]) -> str:
 def bridges(content: dict[str, Any]) -> str:
     """Sources of scores for the one selector, budget by budget."""
     heads = (
-        "budget", "scores from", "test accuracy, %", "minus best uniform, paired", "p (Holm)",
+        "budget", "scores from", "test accuracy, %", "minus best uniform, paired", "p (Holm, over a budget's methods)",
         "default minus it, paired", "p (Holm)", "the same on validation images", "images of the search",
         "of search and training",
     )  # fmt: skip
@@ -287,7 +306,8 @@ def thesis_grid(content: dict[str, Any]) -> str:
 def ablation(content: dict[str, Any]) -> str:
     """Changes of the search, each beside what it is compared with."""
     heads = (
-        "budget", "change", "validation accuracy, %", "minus", "paired, 95 %", "p, corrected (Holm)", "images of the search",
+        "budget", "change", "validation accuracy, %", "minus", "paired, 95 %", "p (Holm, over a budget's changes)",
+        "images of the search",
     )  # fmt: skip
     lines = head(heads)
     for budget in content["budgets"].values():

@@ -52,7 +52,7 @@ def test_the_readmes_program_runs_as_it_stands(tmp_path: Path, monkeypatch: pyte
     (x,) = example_inputs = example(model)
     save_file(model.state_dict(), "weights.safetensors")
     names: dict[str, Any] = {
-        "model": model, "example_inputs": example_inputs, "x": x, "criterion": nn.CrossEntropyLoss(),
+        "model": model, "example_inputs": example_inputs, "images": x, "criterion": nn.CrossEntropyLoss(),
         "batches": [(x, torch.arange(4))] * 3,
     }  # fmt: skip
     exec(program, names)
