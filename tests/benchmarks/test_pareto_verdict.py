@@ -38,6 +38,7 @@ from pareto_verdict import (
 from pareto_verdict import ROWS as ROWS_FILE
 from table_cells import interval
 from tables import table
+from tables_accuracy import details, headline
 
 
 def row(method: str, seed: int, accuracy: float, role: str = "main", **others: Any) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def test_retrainings_on_two_processors_are_not_mixed_and_their_difference_is_sho
     pair = found["budgets"]["w2a2"]["elsewhere"]
     assert (pair["mean"], pair["p"]) == (pytest.approx(0.1), pytest.approx(expected.pvalue))
     assert found["budgets"]["w2a2"]["methods"] == verdict(ROWS)["budgets"]["w2a2"]["methods"]
-    assert "minus the same on former, paired: **dnas** +0.10, " in table(found)
-    assert "same search and training on" not in table(verdict(ROWS))
+    assert "minus the same on former, paired: **dnas** +0.10, " in details(found)
+    assert "minus the same on" not in details(verdict(ROWS))
 
 
 def test_one_search_is_compared_with_searches_of_their_own_from_one_side() -> None:
@@ -300,20 +301,30 @@ def test_where_only_ours_and_its_baselines_were_trained_nothing_is_bridged() -> 
 def test_the_tables_show_what_the_rows_tell() -> None:
     variance = [row("ours", seed, 76.0 + seed, "variance", retrain_seed=100 + seed) for seed in range(2)]
     shared = [row("ours", seed, accuracy, "frontier") for seed, accuracy in enumerate((76.8, 76.4, 77.1))]
-    bare, full = table(verdict(ROWS)), table(verdict([*ROWS, *variance, *shared]))
-    assert "p of dnas - uniform" in bare
-    assert "Standard deviations" not in bare
-    assert "One search" not in bare
+    assert details(verdict(ROWS)) == ""
+    found = verdict([*ROWS, *variance, *shared])
+    full = details(found)
     assert "between searches" in full
     assert "(2 searches, 2 retrainings of each)" in full
     assert (
         "One search for all budgets minus one per budget, all of them trained, paired: -0.23, -0.61 to +0.15 at" in full
     )
     assert "to +0.15 at 7.00% (not worse by 0.7" in full
-    heads, own, *_ = (line for line in full.splitlines() if line.startswith("| ") and "---" not in line)
+    shown = table(found)
+    assert "p of dnas - uniform" in shown
+    heads, own, *_ = (line for line in shown.splitlines() if line.startswith("| ") and "---" not in line)
     cells = dict(zip(heads.split(" | "), own.split(" | "), strict=True))
     assert cells["dnas - uniform, paired"].startswith("+1.03")
     assert cells["the same on validation images"].startswith("+2.03")
+
+
+def test_the_headline_says_where_something_is_won_and_where_not() -> None:
+    """At one budget the interval is above 0; at the other, of rows as they are, it holds 0."""
+    tight = [{**one, "accuracy": 77.0 + 0.1 * one["retrain_seed"]} if one["method"] == "ours" else one for one in ROWS]
+    assert headline(verdict([*tight, *at(ROWS, "wide", 0.2, 0.0)])) == (
+        "ResNet-8 on CIFAR-10, test accuracy above the best uniform network of equal cost, 3 seeds: +1.1 points at 7.0% of the "
+        "8-bit BOPs; at 20.0% no difference is shown."
+    )
 
 
 def test_images_of_search_and_training_are_shown() -> None:
