@@ -146,7 +146,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.budgets:
         axes.plot([], [], color=INK, lw=1.0, dashes=(4, 3), label="Budget")
     name = literal(cost_label(panel.cost))
-    axes.set_xlabel(f"{name}, % of the 8-bit network at full width" if panel.relative else name, size=10, color=INK)
+    beside = "; methods stand side by side" if apart and drawn > 1 else ""
+    share = ", % of the 8-bit network at full width" if panel.relative else ""
+    axes.set_xlabel(f"{name}{share}{beside}", size=10, color=INK)
     axes.set_ylabel("Test accuracy, %", size=10, color=INK)
     axes.set_title(literal(panel.title), size=10.5, color=INK, loc="left", pad=20)
     if axes.get_legend_handles_labels()[0]:
