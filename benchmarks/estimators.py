@@ -97,7 +97,7 @@ def loss_of(supernet: Supernet, x: Tensor, y: Tensor) -> Tensor:
 def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float], int]:
     """Of the expected loss in the logits, the sum over all architectures; the loss' mean and spread; and how many there are."""
     choices = list(supernet.space.searched())
-    total, square = torch.zeros(()), 0.0
+    total, mean, square = torch.zeros(()), 0.0, 0.0
     probabilities = supernet.probabilities()
     count = 0
     fixed = {c.name: c.options[0] for c in supernet.space.choices if not c.searched}
@@ -109,9 +109,9 @@ def exact_gradient(supernet: Supernet, x: Tensor, y: Tensor) -> tuple[Tensor, di
         for choice, i in zip(choices, taken, strict=True):
             chance = chance * probabilities[choice.name][i]
         total = total + chance * loss
+        mean += float(chance.detach()) * loss
         square += float(chance.detach()) * loss**2
         count += 1
-    mean = float(total.detach())
     spread = {"mean": mean, "sd": max(0.0, square - mean**2) ** 0.5}
     return torch.autograd.grad(total, supernet.choices.logits)[0], spread, count
 

@@ -51,11 +51,13 @@ def rewrite(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         kind, name = match.groups()
+        if kind not in kinds:
+            raise ValueError(f"a README asks for {kind!r} of {name}; allowed: {', '.join(kinds)}")
         content = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
         shown = kinds[kind][content["type"]](content)
         return f"<!-- {kind}: {name} -->\n{shown}\n<!-- end -->"
 
-    return re.sub(r"<!-- (results|details|headline): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ def binas_findings(content: dict[str, Any]) -> str:
     for row in content["stages"]:
         gains = [f"{row[name][0]:+.2f} ± {row[name][1]:.2f}" for name in GAINS]
         lines.append(f"| stage {row['stage'] + 1}, each choice | {' | '.join(gains)} |")
-    for row, spared in zip(content["stages"], content.get("saved", []), strict=False):  # earlier results have none
+    spares = {spared["stage"]: spared for spared in content.get("saved", [])}  # earlier results have none
+    for row in content["stages"] if spares else []:
+        spared = spares[row["stage"]]
         rates = [f"{row[name][0] / spared[name]:+.3f} ± {row[name][1] / spared[name]:.3f}" for name in GAINS]
         lines.append(f"| stage {row['stage'] + 1}, per MBOP | {' | '.join(rates)} |")
     claims = [

@@ -27,7 +27,11 @@ LATENCY = "latency_us"
 PRECISIONS = ("int8", "float")
 Key = tuple[str, int, int, int, int]
 """Layer, kept input and output channels, kernel elements, and the option of the branch beside it (1 where there is none)."""
-NOTE = "onnxruntime runs every width up to 8 bits as int8: latency moves with filters, kernels and depth, not with bits"
+NOTES = {
+    "int8": "onnxruntime runs every width up to 8 bits as int8: latency moves with filters, kernels and depth, not with bits",
+    "float": "the same networks without quantisers: latency moves with filters, kernels and depth",
+}
+"""What a table of each precision says."""
 
 
 class LatencyError(ValueError):
@@ -259,22 +263,22 @@ def empty_file() -> bytes:
     return content
 
 
-def ones(session: onnxruntime.InferenceSession) -> dict[str, Any]:
-    """Inputs of a session that are 1 everywhere; dimensions that are not fixed are 1."""
+def ones(session: onnxruntime.InferenceSession, batch: int) -> dict[str, Any]:
+    """Inputs of a session that are 1 everywhere; where the file leaves the number of images open, so many of them."""
     kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
     return {
-        given.name: np.ones([d if isinstance(d, int) else 1 for d in given.shape], dtype=kinds[given.type])
+        given.name: np.ones([d if isinstance(d, int) else batch for d in given.shape], dtype=kinds[given.type])
         for given in session.get_inputs()
     }
 
 
-def runner(content: bytes, threads: int) -> Callable[[], None]:
-    """Runs an ONNX file once in onnxruntime on the CPU, all optimisations on, on ones."""
+def runner(content: bytes, threads: int, batch: int) -> Callable[[], None]:
+    """Runs an ONNX file once in onnxruntime on the CPU, all optimisations on, on so many images of ones."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    feed = ones(session)
+    feed = ones(session, batch)
     return lambda: session.run(None, feed)
 
 
@@ -333,9 +337,9 @@ class LatencyTable:
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
         content = {
-            "type": "dnas.LatencyTable", "version": 2, "note": NOTE, "machine": dict(self.machine), "slope": self.slope,
-            "intercept": self.intercept, "beside": dict(self.beside), "checked": self.checked,
-            "times": [[*key, round(value, 3)] for key, value in self.times.items()],
+            "type": "dnas.LatencyTable", "version": 2, "note": NOTES[self.machine.get("precision", "int8")],
+            "machine": dict(self.machine), "slope": self.slope, "intercept": self.intercept, "beside": dict(self.beside),
+            "checked": self.checked, "times": [[*key, round(value, 3)] for key, value in self.times.items()],
         }  # fmt: skip
         return json.dumps(content, indent=1)
 
@@ -433,6 +437,8 @@ def measure_latency(
     wanted = configurations(space, layer_shapes(model, x, space, requantised), model, beside)
     distinct = list(dict.fromkeys(wanted.values()))
     files = [empty_file(), *(build_file(found, config) for found in distinct)]
-    call, *found_times = microseconds([runner(file, config.threads) for file in files], config.rounds, config.seconds)
+    call, *found_times = microseconds(
+        [runner(file, config.threads, config.batch) for file in files], config.rounds, config.seconds
+    )
     times = {found: max(value - call, 0.1) for found, value in zip(distinct, found_times, strict=True)}
     return LatencyTable({key: times[found] for key, found in wanted.items()}, machine(config), beside=beside)

@@ -24,21 +24,25 @@ from dnas.space.latency import Key, LatencyTable, ones
 
 RENAMED = re.compile(r"^fused | ?(_token_\d+|/duplicated)$")
 """What onnxruntime's optimiser adds to the name of a node."""
+BLOCKED = "_nchwc"
+"""What it adds to the name of a tensor that a convolution gives in its layout of blocked channels."""
 RUNS = 30
 """Profiled runs of a network; medians count."""
 PRIOR = 0.05
 """Weight, in profiled networks, of the times of single layers being right as they are."""
 
 
-def owners(nodes: Sequence[Any], layers: Sequence[str]) -> dict[str, str]:
-    """The layer that every node of a graph is counted with, by the node's name.
+def owners(nodes: Sequence[Any], layers: Sequence[str], tensors: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The layer that every tensor of a graph is counted with, by the tensor's name.
 
     Args:
         nodes: in the order in which they run, each with `name`, `input` and `output`.
         layers: names of layers; a node is one's if its name is the layer's, or starts with it and a dot.
+        tensors: of the graph that this one was made of; onnxruntime's blocked convolutions are named after what they give.
 
     Returns:
-        the layer by its name, else that of the last node that gives it an input; nodes before all layers are left out.
+        of the node that makes it: the layer by the node's name, else that of the tensor it is named after, else that of the
+        last node that gives it an input; tensors before all layers are left out.
     """
     made_by: dict[str, int] = {}
     found: dict[int, str] = {}
@@ -48,13 +52,15 @@ def owners(nodes: Sequence[Any], layers: Sequence[str]) -> dict[str, str]:
         sources = [made_by[i] for i in node.input if i in made_by and made_by[i] in found]
         if named:
             found[number] = max(named, key=len)
+        elif tensors and (tensor := node.name.removesuffix(BLOCKED)) in tensors:
+            found[number] = tensors[tensor]
         elif sources:
             found[number] = found[max(sources)]
         made_by.update(dict.fromkeys(node.output, number))
-    return {nodes[number].name: layer for number, layer in found.items()}
+    return {tensor: found[number] for tensor, number in made_by.items() if number in found}
 
 
-def layer_times(content: bytes, layers: Sequence[str], threads: int, whole: float) -> dict[str, float]:
+def layer_times(content: bytes, layers: Sequence[str], threads: int, whole: float, batch: int) -> dict[str, float]:
     """Microseconds of every layer and of what is counted with it, in one network.
 
     Args:
@@ -62,6 +68,7 @@ def layer_times(content: bytes, layers: Sequence[str], threads: int, whole: floa
         layers: names of layers.
         threads: of onnxruntime.
         whole: microseconds of the network without the profiler, whose own time is taken off every node alike.
+        batch: images of a run.
     """
     with TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -71,11 +78,13 @@ def layer_times(content: bytes, layers: Sequence[str], threads: int, whole: floa
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        feed = ones(session)
+        feed = ones(session, batch)
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        owner = owners(onnx.load(options.optimized_model_filepath).graph.node, layers)
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    tensors = owners(nodes, layers, owners(onnx.load_from_string(content).graph.node, layers))
+    owner = {node.name: tensors[node.output[0]] for node in nodes if node.output[0] in tensors}
     times: dict[str, list[float]] = {}
     for event in events:
         name = event["name"].removesuffix("_kernel_time")

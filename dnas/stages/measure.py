@@ -143,18 +143,23 @@ def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: M
     files: list[bytes] = []
     for _ in range(config.networks):
         architectures.append(Architecture(space, {c.name: draw.choice(c.options) for c in space.choices}))
-        batch = images[:1].repeat(config.batch, 1, 1, 1)
-        files.append(_exported(supernet, architectures[-1], batch, config.precision))
-    runs = [runner(file, config.threads) for file in files]
+        files.append(_exported(supernet, architectures[-1], images[:1], config.precision))
+    runs = [runner(file, config.threads, config.batch) for file in files]
     seconds = max(config.seconds, 0.02)
     first, second = (np.array(microseconds(runs, config.rounds, seconds)) for _ in range(2))
     both, fitted = np.minimum(first, second), config.networks // 3
     entries = [table_entries(table, architecture) for architecture in architectures]
     layers = [layer.name for layer in space.layers]
     profiles = [
-        layer_times(file, layers, config.threads, float(whole))
+        layer_times(file, layers, config.threads, float(whole), config.batch)
         for file, whole in zip(files[:fitted], both, strict=False)
     ]
+    for keys, profile in zip(entries, profiles, strict=False):
+        if missing := set(keys) - set(profile):
+            raise LatencyError(
+                f"onnxruntime's profile has no time for {', '.join(sorted(missing))}: it runs them as part of something else; "
+                "set measure.networks=0 to use the sums of single layers as they are"
+            )
     table = refined(table, entries[:fitted], profiles)
     sums = [sum(table.times[key] for key in keys.values()) for keys in entries]
     slope, intercept = np.polyfit(sums[:fitted], both[:fitted], 1)

@@ -87,8 +87,14 @@ def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, mon
     plan = Plan(setting, Now(), BUDGETS, ALWAYS, (0, 1))
     plan.other("gumbel")
     plan.other("score_function")
-    plan.reselected("binas", "main", "binas", FRONTIER_BUDGET)
-    assert planned == [job(ALWAYS, name, seed) for name in ("gumbel", "score function", "binas") for seed in (0, 1)]
+    assert planned == [job(ALWAYS, name, seed) for name in ("gumbel", "score function") for seed in (0, 1)]
+    planned.clear()
+    monkeypatch.setattr(pareto_plan, "finished", lambda setting: [])
+    monkeypatch.setattr(pareto_plan, "better_start", lambda *arguments: "supernet")
+    plan.binas(FRONTIER_BUDGET)
+    assert {job(ALWAYS, "binas", seed).key for seed in (0, 1)} == {
+        one.key for one in planned if one.start == "supernet"
+    }
     planned.clear()
     plan = Plan(setting, Now(), BUDGETS, DEFAULT, (0, 1))
     plan.searched()

@@ -319,12 +319,18 @@ def test_the_tables_show_what_the_rows_tell() -> None:
 
 
 def test_the_headline_says_where_something_is_won_and_where_not() -> None:
-    """At one budget the interval is above 0; at the other, of rows as they are, it holds 0."""
+    """At one budget the difference is larger than chance; at the other, of rows as they are, it is not."""
     tight = [{**one, "accuracy": 77.0 + 0.1 * one["retrain_seed"]} if one["method"] == "ours" else one for one in ROWS]
-    assert headline(verdict([*tight, *at(ROWS, "wide", 0.2, 0.0)])) == (
-        "ResNet-8 on CIFAR-10, test accuracy above the best uniform network of equal cost, 3 seeds: +1.1 points at 7.0% of the "
-        "8-bit BOPs; at 20.0% no difference is shown."
+    start = "ResNet-8 on CIFAR-10, test accuracy minus that of the best uniform network of equal cost, 3 seeds: "
+    wide = at(ROWS, "wide", 0.2, 0.0)
+    assert headline(verdict([*tight, *wide])) == (
+        f"{start}+1.13 points at 7.0%; no difference is shown at 20.0% of the 8-bit BOPs."
     )
+    assert headline(verdict([ROWS[0], *wide])) == f"{start}no difference is shown at 20.0% of the 8-bit BOPs."
+    lost = [{**one, "accuracy": one["accuracy"] - 3.0} if one["method"] == "ours" else one for one in tight]
+    assert headline(verdict(lost)) == f"{start}-1.87 points at 7.0% of the 8-bit BOPs."
+    alone = [one for one in ROWS if one["method"] != "uniform"]
+    assert "nothing was compared" in headline(verdict(alone))
 
 
 def test_images_of_search_and_training_are_shown() -> None:

@@ -32,8 +32,16 @@ def test_tables_come_from_the_committed_results() -> None:
     for path in tables.READMES:
         text = path.read_text(encoding="utf-8")
         assert tables.rewrite(text) == text
-        shown += re.findall(r"<!-- results: (\w+) -->", text)
-    assert len(shown) == len(set(shown)) == 20
+        blocks = re.findall(r"^<!-- (\w+: \w+) -->\n[^<].*?\n<!-- end -->$", text, re.MULTILINE | re.DOTALL)
+        assert len(blocks) == text.count("<!--") / 2
+        shown += blocks
+    assert len(shown) == len(set(shown))
+    assert len([block for block in shown if block.startswith("results: ")]) == 20
+    verdict = "cifar10_pareto_verdict"
+    assert {block for block in shown if not block.startswith("results: ")} == {
+        f"headline: {verdict}",
+        f"details: {verdict}",
+    }
 
 
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "benchmarks"], ids=lambda folder: folder.name)

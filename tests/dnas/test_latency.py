@@ -129,7 +129,7 @@ def test_files_are_those_of_one_layer(precision: str, requantised: bool) -> None
     shapes = latency.layer_shapes(model, example(Residual())[0], space, ["a"] if requantised else [])
     file = latency.build_file(latency.configurations(space, shapes, model, {})["a", 8, 8, 9, 1], config)
     onnx.checker.check_model(onnx.load_from_string(file))
-    latency.runner(file, 1)()
+    latency.runner(file, 1, 1)()
     operators = [node.op_type for node in onnx.load_from_string(file).graph.node]
     assert operators.count("Conv") == 1
     assert ("DequantizeLinear" in operators) == (precision == "int8")
@@ -152,7 +152,7 @@ def test_eight_times_the_filters_take_longer() -> None:
     """Both interleaved in one call; on 32x32 pixels the ratio is far from 1."""
     shape = latency.Shape("Conv2d", (32, 32), 1, (1, 1), (1, 1), (1, 1))
     few, many = (latency.Configuration(shape, 32, c, 1, (3, 3)) for c in (16, 128))
-    runs = [latency.runner(latency.build_file(c, CONFIG), 1) for c in (few, many)]
+    runs = [latency.runner(latency.build_file(c, CONFIG), 1, 1) for c in (few, many)]
     times = microseconds(runs, 3, 0.02)
     assert times[1] > 1.5 * times[0]
 
@@ -177,12 +177,12 @@ def test_what_multiplies_outside_of_layers_is_not_timed() -> None:
 
 
 def test_floats_are_judged_by_networks_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their files hold no quantiser and compute the float network, but for the rounding of weights to eight bits."""
+    """Their files hold no quantiser."""
     timed: list[bytes] = []
 
-    def runner(content: bytes, threads: int) -> Callable[[], None]:
+    def runner(content: bytes, threads: int, batch: int) -> Callable[[], None]:
         timed.append(content)
-        return latency.runner(content, threads)
+        return latency.runner(content, threads, batch)
 
     monkeypatch.setattr("dnas.stages.measure.runner", runner)
     model = Residual().eval()

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from quant.brevitas import quantised_layers
+from quant.brevitas import filter_axis, quantised_layers
 from quant.export import export
 from quant.float_file import without_quantisers
-from tests.quant.quantised_networks import act, fix
+from tests.quant.quantised_networks import act, act_each, fix, fix_each
 
 
 def run(content: bytes, x: Tensor) -> Tensor:
@@ -63,32 +63,47 @@ def test_codes_become_their_values(op: str, axis: int) -> None:
     assert torch.allclose(run(found, x), wanted, atol=1e-4)
 
 
-def test_an_exported_network_computes_with_its_quantised_weights_alone(tmp_path: Path) -> None:
-    plain = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 5)
-    )
-    fixed = [fix(plain[0], 8, act(8, signed=True)), fix(plain[2], 3, act(4)), fix(plain[4], 2, act(2, signed=True))]
-    model = nn.Sequential(fixed[0], nn.ReLU(), fixed[1], nn.Flatten(), fixed[2]).eval()
+@pytest.mark.parametrize("folded", [False, True])
+def test_an_exported_network_computes_with_its_quantised_weights_alone(folded: bool, tmp_path: Path) -> None:
+    """Against plain layers that hold codes times steps; a layer's widths are its filters' own, another runs twice."""
+    first, second, linear = nn.Conv2d(3, 6, 3, padding=1), nn.ConvTranspose2d(6, 6, 3, padding=1), nn.Linear(216, 5)
+    norm = nn.BatchNorm2d(6).eval()
+    norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
+    norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    fixed = [
+        fix(first, 8, act(8, signed=True)), fix(second, 3, act(4)), fix_each(linear, [2, 3, 4, 8, 2], act(2, signed=True)),
+    ]  # fmt: skip
+    model = nn.Sequential(fixed[0], norm, nn.ReLU(), fixed[1], nn.ReLU(), fixed[1], nn.Flatten(), fixed[2]).eval()
     x = torch.randn(2, 3, 6, 6)
-    export(model, x, tmp_path / "m.onnx", "qcdq")
-    found = without_quantisers((tmp_path / "m.onnx").read_bytes())
-    assert [node.op_type for node in onnx.load_from_string(found).graph.node] == [
-        "Conv",
-        "Relu",
-        "Conv",
-        "Flatten",
-        "Gemm",
-    ]
+    export(model, x, tmp_path / "m.onnx", "qcdq", fold_batch_norm=folded)
+    found = onnx.load_from_string(without_quantisers((tmp_path / "m.onnx").read_bytes()))
+    assert not found.metadata_props
+    operators = [node.op_type for node in found.graph.node]
+    assert [name for name in operators if "Conv" in name] == ["Conv", "ConvTranspose", "ConvTranspose"]
+    assert ("BatchNormalization" in operators) == (not folded)
+    plain = nn.Sequential(first, norm, nn.ReLU(), second, nn.ReLU(), second, nn.Flatten(), linear)
     with torch.no_grad():
-        for layer, quantised in zip((plain[0], plain[2], plain[4]), quantised_layers(model), strict=True):
-            steps = quantised.weight_step.view(-1, *[1] * (layer.weight.dim() - 1))
-            layer.weight.copy_(quantised.codes * steps)
-        assert torch.allclose(run(found, x), plain(x), atol=1e-5)
+        for layer, quantised in zip((first, second, linear), quantised_layers(model), strict=True):
+            shape = [-1 if i == filter_axis(layer) else 1 for i in range(layer.weight.dim())]
+            layer.weight.copy_(quantised.codes * quantised.weight_step.view(shape))
+        assert torch.allclose(run(found.SerializeToString(), x), plain(x), atol=1e-4)
 
 
 def test_codes_that_are_computed_are_refused() -> None:
     content = by_hand(np.ones((3, 3, 2, 2), np.int8), 0, np.ones(3, np.float32), np.zeros(3, np.int8), "Conv")
     model = onnx.load_from_string(content)
     model.graph.node[3].CopyFrom(helper.make_node("Identity", ["codes"], ["clipped"], name="made"))
-    with pytest.raises(ValueError, match="export as qcdq"):
+    with pytest.raises(ValueError, match=r"reads 'clipped', which is neither.*format='qcdq'"):
         without_quantisers(model.SerializeToString())
+
+
+def test_files_that_keep_quantisers_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 6, 6)
+    model = nn.Sequential(fix(nn.Conv2d(3, 4, 3), 4, act(4, signed=True))).eval()
+    export(model, x, tmp_path / "m.qonnx", "qonnx")
+    with pytest.raises(ValueError, match=r"Quant .* is left; .*format='qcdq'"):
+        without_quantisers((tmp_path / "m.qonnx").read_bytes())
+    each = nn.Sequential(fix(nn.Conv2d(3, 4, 3), 4, act_each([2, 4, 8], signed=True))).eval()
+    export(each, x, tmp_path / "each.onnx", "qcdq")
+    with pytest.raises(ValueError, match="layer 0: activations with a step for every channel"):
+        without_quantisers((tmp_path / "each.onnx").read_bytes())
