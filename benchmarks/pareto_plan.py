@@ -41,8 +41,9 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
 
     Args:
         setting: where.
-        fresh: which rows are not taken: they are to be trained again. Nor are those that start from a supernet of theirs. One
-            that counted and names another processor than this one is kept beside its successor.
+        fresh: which rows are not taken: they are to be trained again. Nor are those that start from a supernet of theirs, nor
+            an ablation's of their searches. One that counted and names another processor than this one is kept beside its
+            successor.
 
     Raises:
         RuntimeError: the run folder holds another row than the result file for the same network.
@@ -65,7 +66,7 @@ def restore(setting: Setting, fresh: Callable[[dict[str, Any]], bool] = lambda r
                 continue
             name = re.sub(r"\W+", "_", " ".join(filter(None, (there[0], row.get("instructions")))))
             row = {**row, "role": ELSEWHERE, "key": f"{row['key']}-{name}"}
-        elif row["start"] == "supernet" and _search(row) in again:
+        elif _search(row) in again and (row["start"] == "supernet" or row["role"] == "ablation"):
             continue
         file = setting.runs / "rows" / f"{row['key']}.json"
         if not file.exists():

@@ -257,6 +257,7 @@ def test_rows_that_are_to_be_trained_again_are_left_alone(benchmark: Benchmark) 
     plan.uniform(["a", "bb"])
     plan.searched()
     plan.variance()
+    plan.trained([replace(plan.cold("ours", 6), role="ablation")])
     benchmark.plan("large", (0,)).searched()
     rows = json.loads(benchmark.setting.result.read_text())
     for file in (benchmark.setting.runs / "rows").iterdir():
@@ -266,7 +267,7 @@ def test_rows_that_are_to_be_trained_again_are_left_alone(benchmark: Benchmark) 
     kept = {file.stem for file in (benchmark.setting.runs / "rows").iterdir()}
     left = [row for row in rows if row["key"] not in kept]
     assert {(r["method"], r["role"]) for r in left} == {
-        ("ours", "main"), ("ours", "variance"), ("uniform", "main"), ("uniform", "candidate"),
+        ("ours", "main"), ("ours", "variance"), ("ours", "ablation"), ("uniform", "main"), ("uniform", "candidate"),
     }  # fmt: skip
     assert {(r["role"], r["budget_id"]) for r in rows if r["key"] in kept} == {("screen", "small"), ("main", "large")}
 
