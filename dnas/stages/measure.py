@@ -154,12 +154,14 @@ def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: M
         layer_times(file, layers, config.threads, float(whole), config.batch)
         for file, whole in zip(files[:fitted], both, strict=False)
     ]
-    for keys, profile in zip(entries, profiles, strict=False):
-        if missing := set(keys) - set(profile):
-            raise LatencyError(
-                f"onnxruntime's profile has no time for {', '.join(sorted(missing))}: it runs them as part of something else; "
-                "set measure.networks=0 to use the sums of single layers as they are"
-            )
+    unseen = {layer for keys, profile in zip(entries, profiles, strict=False) for layer in set(keys) - set(profile)}
+    if unseen:
+        warnings.warn(
+            f"latency.json: onnxruntime's profile has no time for {', '.join(sorted(unseen))}, which it runs as part of "
+            "something else; they count with what they take alone. How well sums predict whole networks is in the table",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     table = refined(table, entries[:fitted], profiles)
     sums = [sum(table.times[key] for key in keys.values()) for keys in entries]
     slope, intercept = np.polyfit(sums[:fitted], both[:fitted], 1)

@@ -198,6 +198,16 @@ def test_floats_are_judged_by_networks_in_floats(monkeypatch: pytest.MonkeyPatch
         assert not {"QuantizeLinear", "DequantizeLinear", "Clip"} & operators
 
 
+def test_layers_that_the_profile_does_not_have_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def profile(content: bytes, layers: list[str], *others: object) -> dict[str, float]:
+        return {layer: 1.0 for layer in layers if layer != "b"}
+
+    monkeypatch.setattr("dnas.stages.measure.layer_times", profile)
+    model, space = built()
+    with pytest.warns(RuntimeWarning, match="has no time for b, which"):
+        measure_network(model, example(Residual())[0], space, replace(CONFIG, networks=9))
+
+
 LATENCY = ("budget.latency_us=1.0", "measure.networks=0", "measure.rounds=1", "measure.seconds=0.0001")
 
 
