@@ -57,13 +57,9 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 """Other searches, as the Pareto benchmark sets them, and changes of these."""
 ALTERED: dict[str, dict[str, tuple[str, ...]]] = {
     DEFAULT: {**ROUNDS, "around the budget itself": VARIANTS["within"], "nothing trained": VARIANTS["untrained"]},
-    ALWAYS: {
-        **ROUNDS,
-        "one step per round": ("search.epochs=0.001",),
-        **SEARCHES,
-    },  # one step: float weights, in effect
+    ALWAYS: {**ROUNDS, "one step per round": ("search.epochs=0.001",), **SEARCHES},
 }
-"""What each change sets, by budget."""
+"""What each change sets, by budget; one step per round leaves float weights, in effect."""
 ALSO_FROM_FLOAT = {DEFAULT: (UNCHANGED,), ALWAYS: (UNCHANGED, "one step per round", "sensitivities first")}
 """Changes whose selections are trained from float weights, too."""
 CHANGES = {

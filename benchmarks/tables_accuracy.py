@@ -10,8 +10,9 @@ HEADER = (
 
 MIXED = " (!)"
 MLPERF_TINY = 85
-SHOWN = 0.05
 """Accuracy (%) that MLPerf Tiny asks of ResNet-8 on CIFAR-10."""
+SHOWN = 0.05
+"""Corrected p-value below which a difference is said to be shown."""
 LABELS = {"float": "float", "uniform": "best uniform", "random": "random, equal cost", "ours": "**dnas**"}
 
 
