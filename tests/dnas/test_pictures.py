@@ -88,6 +88,9 @@ def test_pareto_picture_names_methods_seeds_budgets_and_float() -> None:
     panel = Panel("net", points, budgets=(0.05,), float_accuracy=97.5, connect=True)
     texts = texts_of(pareto_picture([panel, Panel("empty", [])]).svg())
     assert {"Ours (n = 2 to 3)", "odd", "Float: 97.50 %", "≤ 5 %", "net"} <= set(texts)
+    moved = "BOPs, % of the 8-bit network at full width; methods stand side by side"
+    assert moved in texts
+    assert moved not in texts_of(pareto_picture([Panel("net", points, budgets=(0.05,))]).svg())
     hollow = Panel("net", [Point("uniform", 5e6, 96.0, within_budget=False)], "macs", False, (4e6,))
     texts = texts_of(pareto_picture([hollow]).svg())
     assert {"Hollow: over the budget", "≤ 4 M", "MACs"} <= set(texts)
