@@ -15,7 +15,7 @@ from its supernet. Resumes; writes results/binas_cifar10.json, its verdict and p
 import argparse
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,14 @@ def prepare(data: str, runs: Path) -> Setting:
     return measured
 
 
+def screened(plan: Plan, rules: Sequence[str]) -> list[str]:
+    """Those of the rules whose networks seed 0's supernet found promising, where all of these are trained; else none."""
+    job = replace(plan.floating, method="uniform")
+    trained = {row["key"] for row in finished(plan.setting)}
+    found = [rule for rule in rules if replace(job, architecture=rule).key in trained]
+    return found if len(found) == SCREENED else []
+
+
 def promising(setting: Setting, budget_id: str) -> list[str]:
     """The uniform networks that do best in the supernet of seed 0, batch norms re-estimated, without training."""
     run = setting.open(search_folder(setting, "binas", SHARED, 0))
@@ -111,14 +119,15 @@ def run(given: argparse.Namespace) -> None:
     restore(setting)
     with processes(given.jobs) as pool:
         searches = Searches(setting, pool, BUDGETS)
-        searches.wait(
-            ("binas", SHARED, seed) for seed in sorted({0, *given.seeds})
-        )  # that of seed 0 ranks uniform networks
+        plans = [Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches) for name in given.budgets]
+        known = {plan.budget_id: screened(plan, uniform_rules(setting, BUDGETS[plan.budget_id])) for plan in plans}
+        ranking = {"uniform", "uniform_longer"} & set(given.methods) and not all(known.values())
+        searches.wait([("binas", SHARED, 0)] if ranking else [])
         alone = threading.Lock()  # one supernet at a time ranks networks in this process
 
         def uniform(plan: Plan) -> str:
             with alone:
-                rules = promising(setting, plan.budget_id)
+                rules = known[plan.budget_id] or promising(setting, plan.budget_id)
             return plan.uniform(rules, screened=True)
 
         methods: dict[str, Callable[[Plan], Any]] = {
@@ -128,7 +137,6 @@ def run(given: argparse.Namespace) -> None:
             "uniform_longer": lambda plan: plan.longer("uniform_longer", uniform(plan), LONGER_EPOCHS),
             "random": lambda plan: plan.random(given.random),
         }
-        plans = [Plan(setting, pool, BUDGETS, name, given.seeds, "binas", SHARED, searches) for name in given.budgets]
         first = [plan for plan in plans if plan.budget_id == DECIDED]
         wanted = [m for m in given.methods if m != "uniform" or "uniform_longer" not in given.methods]  # which has both
         for some in (first, [plan for plan in plans if plan not in first]):
