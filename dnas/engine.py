@@ -1,5 +1,6 @@
 """The only training loop: epochs, precision, checkpoints, progress, numerics. What is trained is a `Training`."""
 
+import atexit
 import contextlib
 import copy
 import hashlib
@@ -177,6 +178,12 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def leave_processes() -> None:
+    """Ends the connection to the other processes; without it gloo may abort a process that has finished (PyTorch 190489)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class _Bfloat16(MixedPrecision):
     """Autocast to bf16. It needs no gradient scaler, so that trainings may call `loss.backward()` themselves."""
 
@@ -216,6 +223,8 @@ class Engine:
         strategy = "ddp_find_unused_parameters_true" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto"
         self.fabric = Fabric(accelerator=accelerator, devices=devices, plugins=plugins, strategy=strategy)
         self.fabric.launch()
+        if self.world_size > 1:
+            atexit.register(leave_processes)
         self.console = console or Console()
 
     @property

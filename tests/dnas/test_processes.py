@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json, sys
+import atexit, json, os, sys
 from pathlib import Path
 import torch
 from dnas.data.batches import Batches
@@ -22,6 +22,11 @@ from dnas.searcher import search
 from dnas.space.build import build_space
 
 settings, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+
+@atexit.register  # before the engine's own, so that this is called after it
+def connected():
+    (folder / f"connected_{os.environ['RANK']}").write_text(str(torch.distributed.is_initialized()))
+
 engine = Engine(EngineConfig(device="cpu", processes=2, threads=1, progress=False))
 torch.manual_seed(0)
 model = resnet8(3, 10).eval()
@@ -68,5 +73,7 @@ def test_every_process_ends_with_the_same_scores(settings: dict[str, object], tm
         ],
         check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
+    connected = [(tmp_path / f"connected_{rank}").read_text() for rank in range(2)]
+    assert connected == ["False", "False"]  # a process that ends connected may be aborted after its work
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
