@@ -4,11 +4,12 @@ From the pools of runs of `dnas experiment=binas_cifar10`: how well it ranks sub
 would have done, what the stages took, and what options are worth in every stage, from smallest to largest, where their block
 runs, in points and in points per million of bit operations. The paper found that depth and width pay most in deeper stages and
 at the first block of each stage: is that so here?
-Writes results/binas_findings.json.
+Adds the runs to those of results/binas_findings.json, as means and spreads over all; --anew leaves the earlier ones out.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -104,8 +105,14 @@ def saved(space: Space) -> list[dict[str, Any]]:
 
 def claim(estimators: Sequence[Any], more: Gain, less: Gain) -> dict[str, Any]:
     """Whether the first gain is larger than the second by more than chance."""
-    difference, error = valued(estimators, [a - b for a, b in zip(more, less, strict=True)])
-    width = error * (TWO_SIDED if len(estimators) == 1 else float(stats.t.ppf(0.975, len(estimators) - 1)))
+    found = valued(estimators, [a - b for a, b in zip(more, less, strict=True)])
+    return decided(found, len(estimators))
+
+
+def decided(found: tuple[float, float], runs: int) -> dict[str, Any]:
+    """What a mean difference over so many runs and its standard error say of a claim."""
+    difference, error = found
+    width = error * (TWO_SIDED if runs == 1 else float(stats.t.ppf(0.975, runs - 1)))
     holds = "yes" if difference > width else "no, the opposite" if difference < -width else "open"
     return {"difference": difference, "error": error, "holds": holds}
 
@@ -156,12 +163,47 @@ def seconds(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def pooled(one: Sequence[float], runs: int, other: Sequence[float], others: int) -> tuple[float, float]:
+    """Mean and standard error over runs and others, from those over each; the error of a single run is of no spread."""
+    count = runs + others
+    mean = (runs * one[0] + others * other[0]) / count
+    within = sum(n * (n - 1) * error**2 for n, (_, error) in ((runs, one), (others, other)) if n > 1)
+    between = runs * (one[0] - mean) ** 2 + others * (other[0] - mean) ** 2
+    return mean, math.sqrt((within + between) / (count - 1) / count)
+
+
+def added(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The findings of other runs, together with those before.
+
+    Raises:
+        ValueError: both have a run of one seed.
+    """
+    runs, others = len(before["seeds"]), len(new["seeds"])
+    twice = sorted(set(before["seeds"]) & set(new["seeds"]))
+    if twice:
+        raise ValueError(
+            f"{RESULT} has runs of seeds {', '.join(map(str, twice))} already; leave them out, or give --anew"
+        )
+    lists = {name: [*before[name], *new[name]] for name in ("seeds", "judged", "findings", "seconds")}
+    stages = [
+        {"stage": one["stage"]}
+        | {name: pooled(one[name], runs, other[name], others) for name in one if name != "stage"}
+        for one, other in zip(before["stages"], new["stages"], strict=True)
+    ]
+    found = {}
+    for name, one in before["claims"].items():
+        ends = [(claim["difference"], claim["error"]) for claim in (one, new["claims"][name])]
+        found[name] = decided(pooled(ends[0], runs, ends[1], others), runs + others)
+    return {**new, **lists, "stages": stages, "claims": found}
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    quiet = Console(quiet=True)
-    runs = [open_folder(folder, Engine(EngineConfig(), quiet), quiet) for folder in parser.parse_args().runs]
+    parser.add_argument("--anew", action="store_true", help="without the runs that the result has")
+    given, quiet = parser.parse_args(), Console(quiet=True)
+    runs = [open_folder(folder, Engine(EngineConfig(), quiet), quiet) for folder in given.runs]
     pools = [Pool.from_json(run.folder.read(POOL_FILE, "search"), run.space) for run in runs]
     estimators = [fit_effects(run.space, pool) for run, pool in zip(runs, pools, strict=True)]
     content = {
@@ -171,6 +213,8 @@ def main() -> None:
         "findings": [findings(run.space, estimator) for run, estimator in zip(runs, estimators, strict=True)], **stamp(0.0),
         "seconds": [seconds(run) for run in runs],
     }  # fmt: skip
+    if RESULT.exists() and not given.anew:
+        content = added(json.loads(RESULT.read_text(encoding="utf-8")), content)
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content["claims"], indent=1))
 

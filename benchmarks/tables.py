@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "dnas.ThesisGrid": tables_accuracy.thesis_grid,
     "dnas.Estimators": tables_estimators.estimators,
     "dnas.Rank": tables_estimators.rank,
+    "dnas.BinasRank": tables_estimators.binas_rank,
     "dnas.BinasFindings": tables_estimators.binas_findings,
     "dnas.Depthwise": tables_estimators.depthwise,
     "dnas.Overhead": tables_running.overhead,

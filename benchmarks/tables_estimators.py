@@ -1,5 +1,6 @@
 """Tables of estimators: of gradients, of accuracies, and of what a relaxed network says of single ones."""
 
+import statistics
 from typing import Any
 
 from table_cells import head, tau
@@ -73,6 +74,27 @@ def rank(content: dict[str, Any]) -> str:
     for key, label in RANKED.items():
         cells = [counted(found[scope][key]) for scope in SCOPES]
         lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PREDICTED = {"estimated": "BINAS' estimator", "one_shot": "accuracy in its supernet", "bops": "cost alone"}
+STARTS = {"float": "from float weights", "supernet": "from supernets"}
+
+
+def binas_rank(content: dict[str, Any]) -> str:
+    """Kendall's tau of what every run predicts with training, by start and cost."""
+    share = f"{100 * content['smallest']:g} % of BOPs or less"
+    scopes = list(content["runs"][0]["agreement"])
+    titles = [
+        STARTS[start] + (f", {share}" if small else "") for start, _, small in (s.partition(", ") for s in scopes)
+    ]
+    lines = head(["Kendall's tau with training, 95 % (n)", *titles])
+    for one in content["runs"]:
+        for key, label in PREDICTED.items():
+            cells = [counted(one["agreement"][scope][key]) for scope in scopes]
+            lines.append(f"| seed {one['seed']}: {label} | {' | '.join(cells)} |")
+    ceilings = [statistics.mean(one["agreement"][scope]["ceiling"] for one in content["runs"]) for scope in scopes]
+    lines.append(f"| another training (drawn): the ceiling | {' | '.join(f'{value:.2f}' for value in ceilings)} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from binas_findings import KINDS, by_stage, claim, claims, saved, seconds
+from binas_findings import KINDS, added, by_stage, claim, claims, saved, seconds
 from tables import table
 from tables_estimators import stage_seconds
 
@@ -53,6 +53,29 @@ def test_gains_by_stage_and_what_they_say() -> None:
     assert starts["difference"] == pytest.approx(2.5)
     assert starts["holds"] == "yes"
     assert {claim["holds"] for claim in claims([estimator(0.0, 100.0)]).values()} == {"open"}
+
+
+@pytest.mark.parametrize("shifts", [(0.0, 0.2, 0.7), (0.0, 0.2, 0.7, 0.1)], ids=["one run is added", "two are"])
+def test_findings_of_runs_that_are_added_are_those_of_all_at_once(shifts: tuple[float, ...]) -> None:
+    runs = [estimator(shift) for shift in shifts]
+    before, new, together = (
+        {
+            "seeds": list(range(len(shifts)))[part], "stages": by_stage(runs[part]), "claims": claims(runs[part]),
+            "judged": [0] * len(runs[part]), "findings": [], "seconds": [],
+        }
+        for part in (slice(2), slice(2, None), slice(None))
+    )  # fmt: skip
+    found = added(before, new)
+    assert (found["seeds"], found["judged"]) == (together["seeds"], together["judged"])
+    for row, expected in zip(found["stages"], together["stages"], strict=True):
+        for name in expected:
+            assert row[name] == pytest.approx(expected[name])
+    for name, one in together["claims"].items():
+        assert found["claims"][name]["holds"] == one["holds"]
+        assert found["claims"][name]["difference"] == pytest.approx(one["difference"])
+        assert found["claims"][name]["error"] == pytest.approx(one["error"])
+    with pytest.raises(ValueError, match="runs of seeds 0, 1 already"):
+        added(found, before)
 
 
 def test_what_options_save_is_that_of_the_dearest_network() -> None:
