@@ -1,6 +1,7 @@
 """Tables of estimators: of gradients, of accuracies, and of what a relaxed network says of single ones."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from table_cells import head, tau
@@ -106,10 +107,7 @@ GAINS = {
 
 def binas_findings(content: dict[str, Any]) -> str:
     """Points of accuracy from the smallest to the largest option, by stage; the paper's findings; how well it ranks."""
-    lines = [
-        "| from smallest to largest, points | " + " | ".join(GAINS.values()) + " |",
-        "| --- " * (len(GAINS) + 1) + "|",
-    ]
+    lines = head(["from smallest to largest, points", *GAINS.values()])
     for row in content["stages"]:
         gains = [f"{row[name][0]:+.2f} ± {row[name][1]:.2f}" for name in GAINS]
         lines.append(f"| stage {row['stage'] + 1}, each choice | {' | '.join(gains)} |")
@@ -122,23 +120,35 @@ def binas_findings(content: dict[str, Any]) -> str:
         f"{name[0].upper()}{name[1:]}: **{found['holds']}** ({found['difference']:+.2f} ± {found['error']:.2f} points)."
         for name, found in content["claims"].items()
     ]
-    ranks = [
-        f"held-out networks {tau(one['held_out'])}, those in the middle half of costs {tau(one['band'])}; cost alone "
-        f"{tau(one['cost alone'])} and {tau(one['cost alone in band'])}; {one['enough']:,} of "
-        f"{one['sizes'][-1]['records']:,} records are needed for it, within 0.01; "
-        + (f"with effects of neighbouring layers {one['neighbours']['tau']:.2f}; " if "neighbours" in one else "")
-        + "other predictors: "
-        + ", ".join(f"{name} {found['tau']:.2f}" for name, found in one["predictors"].items())
-        for one in content["judged"]
+    ranks = ["", *estimator_ranks(content["seeds"], content["judged"])] if content["judged"] else []
+    return "\n".join([*lines, "", " ".join(claims), *ranks, "", *run_seconds(content.get("seconds", []))])
+
+
+def estimator_ranks(seeds: Sequence[int], judged: Sequence[dict[str, Any]]) -> list[str]:
+    """How well the estimator of every seed orders networks that it was not fitted to, beside cost and other predictors."""
+    others = list(dict.fromkeys(name for one in judged for name in one["predictors"]))
+    lines = head([
+        "Kendall's tau, 95 %", "held-out networks", "in the middle half of costs", "cost alone", "in the middle half",
+        "records that are enough, within 0.01", "with neighbouring layers", *others,
+    ])  # fmt: skip
+    for seed, one in zip(seeds, judged, strict=True):
+        found = {**one["predictors"], "": one.get("neighbours")}
+        single = [f"{found[name]['tau']:.2f}" if found.get(name) else "" for name in ("", *others)]
+        cells = [tau(one[name]) for name in ("held_out", "band", "cost alone", "cost alone in band")]
+        cells.append(f"{one['enough']:,} of {one['sizes'][-1]['records']:,}")
+        lines.append(f"| seed {seed} | {' | '.join([*cells, *single])} |")
+    return lines
+
+
+def run_seconds(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the stages of the fastest run took, and of the slowest."""
+    ordered = sorted(runs, key=lambda run: float(sum(run["stages"].values())))
+    if len(ordered) < 2:
+        return [stage_seconds(run) for run in ordered]
+    return [
+        f"The fastest of {len(runs)} runs. {stage_seconds(ordered[0])}",
+        f"The slowest, on a slower processor or beside other work. {stage_seconds(ordered[-1])}",
     ]
-    taus = [f"Kendall's tau, 95 %: {rank}." for rank in ranks]
-    times, count = content.get("seconds", []), len(content.get("seconds", []))
-    fastest = [stage_seconds(min(times, key=lambda run: sum(run["stages"].values())))] if times else []
-    if count > 1:
-        fastest.append(
-            f"(The fastest of {count} runs, on a machine that others used too; errors are of the spread between runs.)"
-        )
-    return "\n".join([*lines, "", " ".join(claims), "", *taus, *fastest])
 
 
 def stage_seconds(found: dict[str, Any]) -> str:

@@ -142,11 +142,24 @@ def test_seconds_are_those_that_the_run_folder_holds(tmp_path: Path) -> None:
     assert stage_seconds(seconds(run)) == f"Seconds, engine.threads=1: {stages}."
 
 
-def test_the_table_shows_the_fastest_run_and_whose_errors_they_are() -> None:
+def test_the_table_shows_the_fastest_run_and_the_slowest() -> None:
     runs = [{"stages": {"selection": value}, "networks": 0, "threads": 1} for value in (9.0, 4.0, 7.0)]
     content = {"type": "dnas.BinasFindings", "stages": [], "claims": {}, "judged": [], "seconds": runs}
     assert table(content).endswith(
-        "Seconds, engine.threads=1: selection 4.0.\n(The fastest of 3 runs, on a machine that others used too; errors are of "
-        "the spread between runs.)"
+        "The fastest of 3 runs. Seconds, engine.threads=1: selection 4.0.\n"
+        "The slowest, on a slower processor or beside other work. Seconds, engine.threads=1: selection 9.0."
     )
-    assert table({**content, "seconds": runs[:1]}).endswith("Seconds, engine.threads=1: selection 9.0.")
+    assert table({**content, "seconds": runs[:1]}).endswith("\nSeconds, engine.threads=1: selection 9.0.")
+
+
+def test_the_table_has_the_ranks_of_every_seed_and_nothing_where_a_run_has_no_predictor() -> None:
+    agreed = {"tau": 0.5, "tau_interval": (0.25, 0.75)}
+    one = {
+        **dict.fromkeys(("held_out", "band", "cost alone", "cost alone in band"), agreed), "enough": 1000,
+        "sizes": [{"records": 2000}], "predictors": {"linear": {"tau": 0.4}},
+    }  # fmt: skip
+    other = {**one, "neighbours": {"tau": 0.6}, "predictors": {"trees": {"tau": 0.3}}}
+    content = {"type": "dnas.BinasFindings", "seeds": [0, 7], "stages": [], "claims": {}, "judged": [one, other]}
+    first, second = table(content).splitlines()[-2:]
+    assert first == f"| seed 0 |{' 0.50, 0.25 to 0.75 |' * 4} 1,000 of 2,000 |  | 0.40 |  |"
+    assert second == f"| seed 7 |{' 0.50, 0.25 to 0.75 |' * 4} 1,000 of 2,000 | 0.60 |  | 0.30 |"
