@@ -61,6 +61,11 @@ def networks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def shortened(trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without the options, which the rows have."""
+    return [{name: value for name, value in one.items() if name != "options"} for one in trained]
+
+
 def spread(trained: Sequence[Mapping[str, Any]]) -> float:
     """Standard deviation between trainings of one network, of those that have several seeds."""
     several = [list(one["trained"].values()) for one in trained if len(one["trained"]) > 1]
@@ -134,7 +139,7 @@ def main() -> None:
         said, seed = predicted(run, trained), run.config.seed
         found.append({"seed": seed, "agreement": agreements(trained, said, seed, deviation), "networks": said})
     content = {
-        "type": "dnas.BinasRank", "version": 1, "smallest": SMALLEST, "spread": deviation, "networks": trained,
+        "type": "dnas.BinasRank", "version": 1, "smallest": SMALLEST, "spread": deviation, "networks": shortened(trained),
         "runs": found, **stamp(0.0),
     }  # fmt: skip
     del content["seconds"]
