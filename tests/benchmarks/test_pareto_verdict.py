@@ -40,6 +40,8 @@ from table_cells import interval
 from tables import table
 from tables_accuracy import details, headline
 
+from tests.benchmarks.comparison import same_figures
+
 
 def row(method: str, seed: int, accuracy: float, role: str = "main", **others: Any) -> dict[str, Any]:
     return {
@@ -223,24 +225,12 @@ def test_targets_are_met_where_the_numbers_say_so() -> None:
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_rows() -> None:
-    def close(one: Any, other: Any) -> None:
-        if isinstance(one, dict):
-            assert one.keys() == other.keys()
-            for key in one:
-                close(one[key], other[key])
-        elif isinstance(one, list):
-            assert len(one) == len(other)
-            for a, b in zip(one, other, strict=True):
-                close(a, b)
-        else:
-            assert one == (pytest.approx(other, rel=1e-6, abs=1e-9) if isinstance(other, float) else other)
-
     def read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
     for file in (ROWS_FILE, EARLIER):
-        close(json.loads(json.dumps(verdict(read(file)))), read(file.with_name(f"{file.stem}_verdict.json")))
-    close(json.loads(json.dumps(bridges(read(ROWS_FILE)))), read(BRIDGED))
+        same_figures(verdict(read(file)), read(file.with_name(f"{file.stem}_verdict.json")))
+    same_figures(bridges(read(ROWS_FILE)), read(BRIDGED))
     others = [read(file) if file.exists() else None for file in (ESTIMATORS, THESIS, RANK)]
     assert targets(read(ROWS_FILE.with_name("cifar10_pareto_verdict.json")), *others) == read(TARGETS)
 
