@@ -14,7 +14,7 @@ with one search for all budgets. Every row holds its images. At every budget:
   that was better. The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
-  searches.
+  searches; seed 0 tries both starts.
 - within (not by default): at 3.5 % our search without a looser budget to go around (search.loosen=1).
 - sensitivities (not by default): what search=sensitivities selects, trained as where ours trains nothing; with 284,864 images.
 - untrained (not by default): rounds of measuring the float network around what the one before selects (search.epochs=0).
@@ -76,8 +76,8 @@ METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "random": lambda plan, given: plan.random(given.random),
     "greedy": lambda plan, given: plan.sensitivity("greedy", "greedy"),
     "scores": lambda plan, given: plan.sensitivity("scores", "exact"),
-    "score_function": lambda plan, given: plan.other("score_function"),
-    "gumbel": lambda plan, given: plan.other("gumbel"),
+    "score_function": lambda plan, given: plan.by_logits("score_function"),
+    "gumbel": lambda plan, given: plan.by_logits("gumbel"),
     "within": lambda plan, given: plan.other("within"),
     "untrained": lambda plan, given: plan.searched(plan.cold("untrained", UNTRAINED_EPOCHS)),
     "sensitivities": lambda plan, given: plan.searched(plan.cold("sensitivities", UNTRAINED_EPOCHS)),

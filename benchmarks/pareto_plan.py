@@ -18,6 +18,8 @@ FLOAT_EPOCHS = 6
 """Of training from float weights: in ResNet-8's benchmark at least the images of our search and retraining together."""
 RANDOM = 3
 """Random architectures of a seed."""
+BOTH_STARTS = ("random", "binas", "gumbel", "score_function")
+"""Methods whose networks seed 0 trains from both starts; those of the better one count."""
 COUNTED = ("main", "candidate")
 """Roles of rows that a verdict may count; others screen, or retrain what one of these is."""
 WRITING = threading.Lock()
@@ -93,14 +95,14 @@ def write(setting: Setting) -> None:
 
 
 def with_roles(rows: Sequence[dict[str, Any]], decided: str | None = None) -> list[dict[str, Any]]:
-    """Of the uniform rows of a cell the best on validation is `main`; of random ones and BINAS' those of the better start.
+    """Of the uniform rows of a cell the best on validation is `main`; of methods with both starts those of the better one.
 
     Where one budget has decided which start that is, only rows of this one are, of uniform networks as well.
     """
     found = [dict(row) for row in rows]
     judged = [row for row in found if row["role"] not in ("screen", ELSEWHERE)]
     for row in judged:
-        if row["method"] not in ("uniform", "random", "binas"):
+        if row["method"] not in ("uniform", *BOTH_STARTS):
             continue
         shared = better_start(judged, row["method"], decided) if decided else None
         if row["method"] == "uniform":
@@ -255,6 +257,10 @@ class Plan:
     def other(self, variant: str) -> None:
         """Networks of another variant of the search, from its supernet."""
         self.searched(replace(self.warm, method=variant, search=variant))
+
+    def by_logits(self, variant: str) -> None:
+        """Networks of a search by logits."""
+        self._both_starts(variant, lambda seed: ["selected"], replace(self.warm, search=variant))
 
     def reselected(self, method: str, role: str, variant: str, budget_id: str) -> None:
         """What the scores of a search for another budget select at this one, retrained from its supernet."""

@@ -85,16 +85,14 @@ def test_other_searches_are_the_jobs_of_the_pareto_benchmark(tmp_path: Path, mon
     monkeypatch.setattr(pareto_plan, "write", lambda setting: None)
     setting = Setting("data.zip", tmp_path, tmp_path / "rows.json", "resnet8", "cifar10_resnet8")
     plan = Plan(setting, Now(), BUDGETS, ALWAYS, (0, 1))
-    plan.other("gumbel")
-    plan.other("score_function")
-    assert planned == [job(ALWAYS, name, seed) for name in ("gumbel", "score function") for seed in (0, 1)]
-    planned.clear()
     monkeypatch.setattr(pareto_plan, "finished", lambda setting: [])
     monkeypatch.setattr(pareto_plan, "better_start", lambda *arguments: "supernet")
+    plan.by_logits("gumbel")
+    plan.by_logits("score_function")
     plan.binas(FRONTIER_BUDGET)
-    assert {job(ALWAYS, "binas", seed).key for seed in (0, 1)} == {
-        one.key for one in planned if one.start == "supernet"
-    }
+    wanted = {job(ALWAYS, name, seed).key for name in ("gumbel", "score function", "binas") for seed in (0, 1)}
+    assert wanted == {one.key for one in planned if one.start == "supernet"}
+    assert [one.method for one in planned if one.start == "float"] == ["gumbel", "score_function", "binas"]
     planned.clear()
     plan = Plan(setting, Now(), BUDGETS, DEFAULT, (0, 1))
     plan.searched()

@@ -17,7 +17,17 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import pareto_plan
 from cifar10_pareto import again
 from pareto_baselines import greedy
-from pareto_plan import FLOAT_EPOCHS, Plan, Searches, better_start, finished, restore, side_by_side, with_roles
+from pareto_plan import (
+    BOTH_STARTS,
+    FLOAT_EPOCHS,
+    Plan,
+    Searches,
+    better_start,
+    finished,
+    restore,
+    side_by_side,
+    with_roles,
+)
 from pareto_runs import Job, Setting, alone, digest
 from pareto_verdict import components, nested
 
@@ -149,6 +159,17 @@ def test_a_search_gives_the_architecture_from_either_start(benchmark: Benchmark)
     assert set(rows.values()) == {"main"}
 
 
+def test_searches_by_logits_start_from_both_and_rows_without_float_ones_count(benchmark: Benchmark) -> None:
+    benchmark.plan("small", (0,)).by_logits("gumbel")
+    assert [(job.start, job.architecture, job.search_budget) for job in benchmark.trained] == [
+        ("float", "selected", None), ("supernet", "selected", None),
+    ]  # fmt: skip
+    rows = finished(benchmark.setting)
+    assert sorted(row["role"] for row in rows) == ["candidate", "main"]
+    earlier = [row for row in rows if row["start"] == "supernet"]  # of before both were tried
+    assert [row["role"] for row in with_roles(earlier)] == ["main"]
+
+
 def test_one_budget_decides_where_the_networks_of_all_start(benchmark: Benchmark) -> None:
     benchmark.setting = replace(benchmark.setting, decided="small")
     benchmark.plan("large", (0, 1)).random(1)  # nothing is decided so far
@@ -168,7 +189,7 @@ def test_what_another_budget_decides_holds_for_rows_that_were_there_before() -> 
         names = {"method": method, "budget_id": budget_id, "retrain_seed": seed, "role": "candidate"}
         return {**names, "architecture": "one", "start": start, "validation_accuracy": value}
 
-    for method in ("uniform", "random", "binas"):
+    for method in ("uniform", *BOTH_STARTS):
         rows = [row(method, "large", "float", 0, 80.0), row(method, "large", "supernet", 0, 79.0)]
         assert [one["role"] for one in with_roles(rows, "small")] == ["main", "candidate"]
         rows += [row(method, "small", "float", 0, 60.0), row(method, "small", "supernet", 0, 61.0)]
