@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "dnas.Estimators": tables_estimators.estimators,
     "dnas.Rank": tables_estimators.rank,
     "dnas.BinasRank": tables_estimators.binas_rank,
+    "dnas.BinasLatency": tables_running.binas_latency,
     "dnas.BinasFindings": tables_estimators.binas_findings,
     "dnas.Depthwise": tables_estimators.depthwise,
     "dnas.Overhead": tables_running.overhead,

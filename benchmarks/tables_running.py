@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from table_cells import head
+from table_cells import head, tau
 
 OVERHEAD = {
     "float": "float, eager",
@@ -152,6 +152,24 @@ def latency(content: dict[str, Any]) -> str:
             f"{high:.2f} (n = {found['n']}) | {found['noise']:.1%} |"
         )
     return "\n".join(lines)
+
+
+TIMED = {"uniform": "best uniform", "random": "random", "binas": "**dnas, BINAS**"}
+
+
+def binas_latency(content: dict[str, Any]) -> str:
+    """Latency that the table promised of networks, and that of the networks as wholes, in shares of the full one's."""
+    lines = head(["budget, shares of 8-bit", *(f"{name}: promised, measured" for name in TIMED.values())])
+    for budget_id, methods in content["budgets"].items():
+        cells = [
+            f"{found['promised']:.1%}, {found['measured']:.1%} ({found['n']})" if (found := methods.get(method)) else ""
+            for method in TIMED
+        ]
+        lines.append(f"| {'BOPs ' + budget_id} | {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        f"\n\nPromises miss {content['median_error']:.1%} of what was measured at the median of {content['n']} networks "
+        f"(timed twice they differ by {content['noise']:.1%}); Kendall's tau {tau(content['ranks'])}."
+    )
 
 
 SOLVER_LABELS = {"labels": "labels", "highs_flow": "HiGHS, flow", "highs_conditional": "HiGHS, conditional"}

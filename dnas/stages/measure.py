@@ -124,10 +124,10 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
 def _requantised(supernet: Supernet, architecture: Architecture, images: Tensor) -> set[str]:
     space, positions = supernet.space, architecture.positions()
     layers = [layer.name for layer in space.layers if space.runs(layer.name, positions)]
-    return requantised_layers(_exported(supernet, architecture, images[:1], "int8"), layers)
+    return requantised_layers(exported_file(supernet, architecture, images[:1], "int8"), layers)
 
 
-def _exported(supernet: Supernet, architecture: Architecture, images: Tensor, precision: str) -> bytes:
+def exported_file(supernet: Supernet, architecture: Architecture, images: Tensor, precision: str) -> bytes:
     """A QCDQ file of an architecture, batch normalisation folded, as for deployment; or the same network in floats."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -143,7 +143,7 @@ def corrected(table: LatencyTable, supernet: Supernet, images: Tensor, config: M
     files: list[bytes] = []
     for _ in range(config.networks):
         architectures.append(Architecture(space, {c.name: draw.choice(c.options) for c in space.choices}))
-        files.append(_exported(supernet, architectures[-1], images[:1], config.precision))
+        files.append(exported_file(supernet, architectures[-1], images[:1], config.precision))
     runs = [runner(file, config.threads, config.batch) for file in files]
     seconds = max(config.seconds, 0.02)
     first, second = (np.array(microseconds(runs, config.rounds, seconds)) for _ in range(2))

@@ -36,7 +36,7 @@ def test_tables_come_from_the_committed_results() -> None:
         assert len(blocks) == text.count("<!--") / 2
         shown += blocks
     assert len(shown) == len(set(shown))
-    assert len([block for block in shown if block.startswith("results: ")]) == 21
+    assert len([block for block in shown if block.startswith("results: ")]) == 22
     verdict = "cifar10_pareto_verdict"
     assert {block for block in shown if not block.startswith("results: ")} == {
         f"headline: {verdict}",
