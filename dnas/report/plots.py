@@ -25,7 +25,8 @@ STYLES: Mapping[str, tuple[str, str, str]] = {
     "float": ("Float", MUTED, "D"),
 }
 """Label, colour (Okabe and Ito, told apart by every kind of colour vision) and marker of each method."""
-OTHERS = (("#cc79a7", "v"), ("#56b4e9", "P"), ("#d55e00", "X"))
+OTHERS = (("#cc79a7", "v"), ("#56b4e9", "P"), ("#d55e00", "X"), ("#882255", "<"), ("#332288", "p"))
+"""Colour and marker of other methods, in alphabetical order."""
 LOG_RATIO = 8.0
 """From this ratio of the largest to the smallest cost the cost axis is logarithmic."""
 _CHOSEN = "#0058c8"

@@ -83,6 +83,14 @@ def test_scores_picture_prints_losses_against_the_best_option() -> None:
     assert draw_scores({"x.filters": [0.0, 0.0]}, equal).png()
 
 
+def test_all_methods_of_the_benchmarks_look_different() -> None:
+    """Those of the widest picture: our three, and searches, estimators and sensitivities."""
+    names = ("ours", "uniform", "random", "BINAS", "greedy", "Gumbel", "score function", "sensitivities")
+    picture = pareto_picture([Panel("net", [Point(name, 0.05, 90.0) for name in names])])
+    handles = picture.figure.axes[0].get_legend_handles_labels()[0]
+    assert len({(line.get_color(), line.get_marker()) for line in handles}) == len(names)
+
+
 def test_pareto_picture_names_methods_seeds_budgets_and_float() -> None:
     points = [Point("ours", 0.04, 96.0, 0.3, 3), Point("ours", 0.9, 97.0, 0.3, 2), Point("odd", 0.5, 90.0)]
     panel = Panel("net", points, budgets=(0.05,), float_accuracy=97.5, connect=True)
