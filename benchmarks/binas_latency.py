@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from binas_verdict import BUDGETS, LATENCY, RESULT, SHOWN
 from pareto_runs import stamp
 from rich.console import Console
@@ -92,7 +91,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder")
     quiet = Console(quiet=True)
     run = open_folder(parser.parse_args().run, Engine(EngineConfig(threads=1), quiet), quiet)
-    torch.manual_seed(0)
     table = LatencyTable.from_json(LATENCY.read_text(encoding="utf-8"))
     found = timed(run, networks(json.loads(RESULT.read_text(encoding="utf-8"))), table)
     content = {
