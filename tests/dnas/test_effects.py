@@ -14,7 +14,7 @@ from dnas.search.budget import Budget
 from dnas.search.classical import conditional_means
 from dnas.search.effects import fit_effects, gates_by_choice, pairs_of
 from dnas.search.pool import Pool
-from dnas.search.rank import rank_agreement
+from dnas.search.rank import kendall_of_draws, rank_agreement, spearman_of_draws
 from dnas.search.sampling import draw
 from dnas.search.scores import Scores
 from dnas.select.program import enumerate_positions
@@ -208,6 +208,21 @@ def test_rank_agreement_is_that_of_scipy() -> None:
     assert rank_agreement(a, -a).tau == pytest.approx(-1.0)
     with pytest.raises(ValueError, match="3 or more"):
         rank_agreement([1.0, 2.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("values", [3, 1000])
+def test_draws_of_networks_agree_as_scipy_says(values: int) -> None:
+    """With many ties among the numbers and with hardly any; a draw has networks several times."""
+    generator = np.random.default_rng(values)
+    a, b = generator.integers(0, values, (2, 12)).astype(float)
+    draws = generator.integers(0, 12, (50, 12))
+    draws[0] = 7  # nothing is ordered there
+    for found, measure in (
+        (kendall_of_draws(a, b, draws), stats.kendalltau),
+        (spearman_of_draws(a, b, draws), stats.spearmanr),
+    ):
+        assert found[0] == 0
+        assert found[1:] == pytest.approx([measure(a[rows], b[rows]).statistic for rows in draws[1:]])
 
 
 def test_equal_numbers_order_nothing() -> None:
