@@ -78,7 +78,7 @@ def trained(seed: int) -> tuple[Supernet, Tensor, Tensor]:
     x, y = next(iter(batches("choices", IMAGES, False).epoch(0)))
     supernet = Supernet(model, build_space(model, (x,), **SPACE), seed=seed)
     supernet.calibrate(x)
-    config = SearchConfig(epochs=SUPERNET_EPOCHS, level="one", warmup=0.999)  # of weights alone
+    config = SearchConfig(searcher="gumbel", epochs=SUPERNET_EPOCHS, level="one", warmup=0.999)  # of weights alone
     sets = batches("weights", 64, True), None, batches("validation", 500, False)
     engine.fit(
         SearchTraining(supernet, Budget(bops=1.0), *sets, None, config, engine, Board(None)), None, Board(None), seed

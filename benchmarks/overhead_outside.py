@@ -35,7 +35,7 @@ def shares(rounds: int, device: torch.device) -> dict[str, Any]:
     batch = Batch("resnet8", 64, device)
     net, budget, data = supernet(batch, WIDTHS[3]), dnas.Budget(bops=0.1), _batches(device)
     engine = Engine(EngineConfig(device=str(device), progress=False, compile="never"))
-    config = SearchConfig(epochs=rounds, warmup=0.0, level="one", distill=0.0)
+    config = SearchConfig(searcher="gumbel", epochs=rounds, warmup=0.0, level="one", distill=0.0)
     training = SearchTraining(net, budget, data, None, data, None, config, engine, Board(None))
     other = supernet(batch, WIDTHS[3])
     trained = {id(p) for p in other.weight_parameters()}

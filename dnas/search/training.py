@@ -25,7 +25,7 @@ SCORE_METHODS = ("measured", "gradient", "logits")
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The schedule of a search.
+    """The schedule of a search; without arguments that of the command, `conf/search/neighbourhood.yaml`.
 
     searcher: `gumbel` trains the logits of all choices jointly with the weights, against the budget's penalty;
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
@@ -53,8 +53,8 @@ class SearchConfig:
     score_images of it and of `neighbourhood`, which always measures.
     """
 
-    searcher: str = "gumbel"
-    epochs: float = 12
+    searcher: str = "neighbourhood"
+    epochs: float = 3
     batch_size: int = 64
     rounds: int = 3
     mutation: float = 0.25
@@ -77,7 +77,7 @@ class SearchConfig:
     choice_lr: float = 0.03
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=0.02, weight_decay=1e-4))
     scores: str = "measured"
-    score_images: int = 1024
+    score_images: int = 128
     score_rounds: int = 2
 
     def __post_init__(self) -> None:

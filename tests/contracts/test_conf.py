@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dnas.cli import configuration_folder
 from dnas.config import Config, check_overrides, parse_config
+from dnas.retrain import RetrainConfig
+from dnas.search.relax import Relaxation
+from dnas.search.training import SearchConfig
 
 CONF = configuration_folder()
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
@@ -102,3 +105,8 @@ def test_every_file_is_reached_by_one_group() -> None:
     groups = {field.name for field in fields(Config)} | {"experiment", "hydra"}
     assert {name.split("/")[0] for name in FILES if "/" in name} <= groups
     assert {name for name in FILES if "/" not in name} == {"config.yaml"}
+
+
+def test_what_the_library_does_without_a_schedule_is_what_the_command_does() -> None:
+    default = parse_config(composed())
+    assert (SearchConfig(), RetrainConfig(), Relaxation()) == (default.search, default.retrain, default.relax)

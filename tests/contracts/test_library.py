@@ -89,7 +89,7 @@ def test_search_and_retrain_with_plain_loaders(tmp_path: Path) -> None:
     model = Residual()
     space = dnas.build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
     supernet, budget = dnas.Supernet(model, space), dnas.Budget(bops=0.1)
-    config = dnas.SearchConfig(epochs=2, score_images=64, score_rounds=1)
+    config = dnas.SearchConfig(searcher="gumbel", epochs=2, score_images=64, score_rounds=1)
     scores, history = dnas.search(supernet, budget, loader(), loader(seed=1), loader(False, 2), model, config)
     assert len(history) == 2
     assert history[-1]["choice_loss"] > 0
@@ -114,7 +114,7 @@ def test_a_search_resumes_with_plain_loaders(tmp_path: Path) -> None:
             space = dnas.build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
             supernet = dnas.Supernet(model, space)
             stop = Stop(count)
-            config = dnas.SearchConfig(epochs=3, score_images=32, score_rounds=1)
+            config = dnas.SearchConfig(searcher="gumbel", epochs=3, score_images=32, score_rounds=1)
             torch.rand(count)  # wherever the generator stands
             try:
                 scores, _ = dnas.search(

@@ -166,7 +166,7 @@ def test_a_search_meets_its_budget(filters: str) -> None:
     supernet = Supernet(model, space, Relaxation(filters=filters))
     supernet.calibrate(x)
     budget = dnas.Budget(bops=0.15)
-    config = dnas.SearchConfig(epochs=25, batch_size=32, score_images=96, choice_lr=0.1)
+    config = dnas.SearchConfig(searcher="gumbel", epochs=25, batch_size=32, score_images=96, choice_lr=0.1)
     scores, history = dnas.search(supernet, budget, batches, batches, batches, None, config)
     assert history[-1]["bops_expected_over_budget"] < 1.15
     architecture = dnas.select(scores, space, budget)

@@ -107,7 +107,7 @@ def loader(x: Tensor, count: int) -> LoaderBatches:
 def search_training(compile: str = "never", steps: int = 2) -> tuple[SearchTraining, Engine]:
     net, x = supernet(), example(Residual())[0]
     engine = Engine(EngineConfig(device="cpu", progress=False, compile=compile))
-    config = SearchConfig(epochs=2, warmup=0.0, distill=0.0)
+    config = SearchConfig(searcher="gumbel", epochs=2, warmup=0.0, distill=0.0)
     batches = loader(x, steps)
     return SearchTraining(
         net, dnas.Budget(bops=0.1), batches, batches, batches, None, config, engine, Board(None)

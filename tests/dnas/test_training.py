@@ -47,7 +47,7 @@ class Fixed:
 def training(level: str = "two", teacher: nn.Module | None = None, **settings: object) -> SearchTraining:
     model = Residual()
     supernet = Supernet(model, build_space(model, example(model), (2, 4, 8), (2, 8), (0.5, 1.0)))
-    config = SearchConfig(level=level, epochs=4, **settings)  # type: ignore[arg-type]
+    config = SearchConfig(**{"searcher": "gumbel", "level": level, "epochs": 4, **settings})  # type: ignore[arg-type]
     choices = Fixed(1) if level == "two" else None
     return SearchTraining(
         supernet, Budget(bops=0.1), Fixed(0), choices, Fixed(2), teacher, config, Engine(ENGINE), Board(None)
@@ -250,7 +250,7 @@ def searched(bops: float, level: str = "two") -> tuple[Supernet, Scores, dict[st
     space = build_space(model, (images,), (2, 3, 4, 6, 8), (2, 3, 4, 6, 8), (0.25, 0.5, 0.75, 1.0))
     supernet = Supernet(model, space)
     supernet.calibrate(images)
-    config = SearchConfig(epochs=10, level=level, choice_lr=0.05, score_images=256, score_rounds=1)
+    config = SearchConfig("gumbel", 10, level=level, choice_lr=0.05, score_images=256, score_rounds=1)
     scores, history = search(
         supernet, Budget(bops=bops), batches("weights", True), batches("choices", True), batches("validation", False),
         model, config, Engine(ENGINE),
