@@ -38,6 +38,8 @@ BUDGET = "w2a2"
 PREDICTIONS = ("one_shot", "estimated", "sensitivities", "bops")
 BAND = (0.8 * BUDGETS["w3a3"]["bops"], BUDGETS["w3a3"]["bops"])
 """Costs that are looked at by themselves: there are most uniform networks."""
+EQUAL = (0.96 * BUDGETS[BUDGET]["bops"], BUDGETS[BUDGET]["bops"])
+"""The same of random ones."""
 
 
 def trained(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:
@@ -99,6 +101,7 @@ def scoped(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {
         "random": [row for row in rows if row["group"] == "random"],
         "uniform": [row for row in rows if row["group"] == "uniform"],
+        "equal": [row for row in rows if row["group"] == "random" and EQUAL[0] <= row["bops"] <= EQUAL[1]],
         "band": [row for row in rows if row["group"] == "uniform" and BAND[0] <= row["bops"] <= BAND[1]],
         "twice": [row for row in rows if len(row["trained"]) > 1],
     }

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_complete
 from dataclasses import replace
 from typing import Any
 
-from pareto_runs import ELSEWHERE, Job, Setting, digest, search, train, wide
+from pareto_runs import ELSEWHERE, Job, Setting, arithmetic, digest, search, train, wide
 
 from dnas.space.processor import instructions, processor
 from quant.files import write_atomically
@@ -141,16 +141,21 @@ def network(row: Mapping[str, Any]) -> str:
 
 
 def rows_of_search(
-    rows: Sequence[dict[str, Any]], budget_id: str, networks: Mapping[int, tuple[str, bool]]
+    rows: Sequence[dict[str, Any]], budget_id: str, networks: Mapping[int, tuple[Any, ...]]
 ) -> list[dict[str, Any]]:
     """Our rows that count and train these networks, given by search seed."""
     own = [row for row in rows if (row["method"], row["budget_id"], row["role"]) == ("ours", budget_id, "main")]
     return [row for row in own if made(row) == networks.get(row["search_seed"])]
 
 
-def made(row: Mapping[str, Any]) -> tuple[str, bool]:
-    """What has to be the same for rows to be retrainings of one network: that, and whether by a processor with AVX-512."""
-    return network(row), narrow(row)
+def made(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What has to be the same for rows to be retrainings of one network: that, and `computed`."""
+    return network(row), *computed(row)
+
+
+def computed(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How a row was trained, apart from seeds: whether by a processor without AVX-512, and the revision of the arithmetic."""
+    return narrow(row), arithmetic(row)
 
 
 def narrow(row: Mapping[str, Any]) -> bool:

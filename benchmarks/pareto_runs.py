@@ -43,6 +43,9 @@ from quant.files import write_atomically
 QUIET = Console(quiet=True)
 COMMIT = source_commit()
 """Of the code that this process runs, whatever happens to the files meanwhile."""
+ARITHMETIC = 3
+"""Revision of what a training computes, but for the order of its sums: 2 since steps are fitted up to the largest that a full
+grid needs, 3 since those of activations are fitted to entries of all columns. Rows that name none are of the first."""
 ELSEWHERE = "elsewhere"
 """Role of what counted until it was trained again on another processor."""
 
@@ -265,20 +268,34 @@ def wide(extensions: str) -> bool:
     return "avx512f" in extensions.split()
 
 
-MEASURED = ("accuracy", "validation_accuracy", "seconds", "commit", "versions", "processor", "instructions")
+def arithmetic(row: Mapping[str, Any]) -> int:
+    """The revision of a row's training."""
+    return int(row.get("arithmetic", 1))
+
+
+MEASURED = (
+    "accuracy",
+    "validation_accuracy",
+    "seconds",
+    "commit",
+    "arithmetic",
+    "versions",
+    "processor",
+    "instructions",
+)
 """What a row says of its training alone."""
 
 
 def trained_before(rows: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a finished row says of this very training from float weights, whichever method asked for it, and its key.
 
-    Architecture, seed, images and float network settle such a training, but for the processor's rounding: a row counts where
-    its processor has AVX-512 if this one does. Two searches that select one network share its training.
+    Architecture, seed, images, float network and `ARITHMETIC` settle such a training, but for the processor's rounding: a row
+    counts where its processor has AVX-512 if this one does. Two searches that select one network share its training.
     """
     for file in sorted(rows.glob("*.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
         same = row.get("instructions") is not None and wide(row["instructions"]) == wide(instructions())
-        same = same and row["role"] not in ("screen", ELSEWHERE)
+        same = same and row["role"] not in ("screen", ELSEWHERE) and arithmetic(row) == ARITHMETIC
         if same and all(row.get(name) == value for name, value in known.items()):
             return {name: row[name] for name in MEASURED if name in row} | {
                 "trained_as": row.get("trained_as", file.stem)
@@ -351,11 +368,11 @@ def accuracies(run: Run, model: torch.nn.Module) -> dict[str, float]:
 
 
 def stamp(start: float) -> dict[str, Any]:
-    """Seconds since `start`, commit, versions and processor."""
+    """Seconds since `start`, commit, arithmetic, versions and processor."""
     versions = {name: version(name) for name in ("torch", "brevitas", "numpy", "scipy")}
     seconds = round(time.perf_counter() - start, 1)
     machine = {"processor": processor(), "instructions": instructions()}
-    return {"seconds": seconds, "commit": COMMIT, "versions": versions, **machine}
+    return {"seconds": seconds, "commit": COMMIT, "arithmetic": ARITHMETIC, "versions": versions, **machine}
 
 
 @contextmanager

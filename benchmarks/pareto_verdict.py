@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_plan import made, narrow
+from pareto_plan import computed, made
 from pareto_runs import ELSEWHERE
 from pareto_targets import targets
 from scipy import stats
@@ -98,9 +98,9 @@ def trainings(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> di
 
 
 def mixed(rows: Sequence[dict[str, Any]], methods: Sequence[str], budget_id: str) -> bool:
-    """Whether the rows that count of these methods come from processors with and without AVX-512."""
+    """Whether the rows that count of these methods were not all `computed` alike."""
     own = [r for r in rows if r["method"] in methods and (r["budget_id"], r["role"]) == (budget_id, "main")]
-    return len({narrow(row) for row in own}) > 1
+    return len({computed(row) for row in own}) > 1
 
 
 def one_search(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] | None:
@@ -168,18 +168,20 @@ def components(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
 
     Returns:
         `retraining` and `search`: standard deviation and its 95 % interval (of the second the interval of the ratio of both
-        variances, times the first: Searle et al. 1992, section 3.6); `p`: of no variance between searches.
+        variances, times the first: Searle et al. 1992, section 3.6; None where no ratio of 0 or more is in that interval, as
+        the means of searches differ less than their retrainings alone would make them); `p`: of no variance between searches.
     """
     count, size = len(groups), len(groups[0])
     within = statistics.mean(statistics.variance(group) for group in groups)
     between = size * statistics.variance([statistics.mean(group) for group in groups])
     inner, outer = count * (size - 1), count - 1
     ratio = between / within
-    low, high = (max(0.0, (ratio / float(stats.f.ppf(q, outer, inner)) - 1) / size) * within for q in (0.975, 0.025))
+    low, high = ((ratio / float(stats.f.ppf(q, outer, inner)) - 1) / size * within for q in (0.975, 0.025))
+    ends = None if high < 0 else [max(0.0, low) ** 0.5, high**0.5]
     edges = [(inner * within / float(stats.chi2.ppf(q, inner))) ** 0.5 for q in (0.975, 0.025)]
     return {
         "retraining": {"sd": within**0.5, "interval": edges},
-        "search": {"sd": max(0.0, (between - within) / size) ** 0.5, "interval": [low**0.5, high**0.5]},
+        "search": {"sd": max(0.0, (between - within) / size) ** 0.5, "interval": ends},
         "p": float(stats.f.sf(ratio, outer, inner)), "searches": count, "retrainings": size,
     }  # fmt: skip
 
@@ -231,7 +233,7 @@ def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequ
     """The spread between seeds that methods share at all budgets: five seeds of one cell may lie together by chance.
 
     Returns:
-        `sd`, its degrees of freedom, and `half`: that of a paired difference's 95 % interval, if both sides have it and seeds
+        `sd`, its degrees of freedom, the `least` and the `most` of a cell, and `half`: that of a paired difference's 95 % interval, if both sides have it and seeds
         share nothing.
     """
     cells = [
@@ -244,8 +246,14 @@ def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequ
         return None
     freedom = sum(len(cell) - 1 for cell in cells)
     sd = (sum((len(cell) - 1) * statistics.variance(cell) for cell in cells) / freedom) ** 0.5
-    seeds = min(len(cell) for cell in cells)
-    return {"sd": sd, "freedom": freedom, "half": float(stats.t.ppf(0.975, freedom)) * sd * (2 / seeds) ** 0.5}
+    seeds, own = min(len(cell) for cell in cells), [statistics.stdev(cell) for cell in cells]
+    return {
+        "sd": sd,
+        "least": min(own),
+        "most": max(own),
+        "freedom": freedom,
+        "half": float(stats.t.ppf(0.975, freedom)) * sd * (2 / seeds) ** 0.5,
+    }
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -265,7 +273,9 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rounds = nested(rows, budget, "untrained")
         found["budgets"][budget] = {
             "bops": next(r["budgets"]["bops"] for r in rows if r["budget_id"] == budget),
-            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs, "variance": split,
+            "uniform": sorted(set(chosen)), "methods": methods, "differences": pairs,
+            "mixed": {other: mixed(rows, ("ours", other), budget) for other in ("uniform", "random", "within")},
+            "variance": split,
             "variance of rounds": rounds,
             "random architectures": between(drawn, either["retraining"]["sd"]) if (either := split or rounds) else None,
             "validation": difference(rows, "uniform", budget, "validation_accuracy"),

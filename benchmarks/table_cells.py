@@ -34,6 +34,8 @@ def tau(found: dict[str, Any]) -> str:
 
 
 def deviation(found: dict[str, Any]) -> str:
-    """A standard deviation and its interval."""
+    """A standard deviation and its interval, where there is one."""
+    if found["interval"] is None:
+        return f"{found['sd']:.2f} (no interval)"
     low, high = found["interval"]
     return f"{found['sd']:.2f}, {low:.2f} to {high:.2f}"

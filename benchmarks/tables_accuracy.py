@@ -9,6 +9,7 @@ HEADER = (
 )
 
 MIXED = " (!)"
+ALIKE = "(!): not all of these networks were trained by code of one arithmetic, or by processors that all have AVX-512 or all lack it."
 MLPERF_TINY = 85
 """Accuracy (%) that MLPerf Tiny asks of ResNet-8 on CIFAR-10."""
 SHOWN = 0.05
@@ -39,10 +40,14 @@ def verdict(content: dict[str, Any]) -> str:
     for found in budgets:
         methods, pairs = found["methods"], found["differences"]
         uniform, ours = mean(methods["uniform"]), methods["ours"]
+        marks = {
+            other: MIXED if found["mixed"][other] and pairs[f"ours - {other}"] else ""
+            for other in ("uniform", "random")
+        }
         cells = [
             f"{found['bops']:.2%}", f"{uniform}, {', '.join(found['uniform'])}" if uniform else "",
-            mean(methods["random"]), mean(ours), interval(pairs["ours - uniform"]),
-            interval(found["validation"]), interval(pairs["ours - random"]),
+            mean(methods["random"]), mean(ours), interval(pairs["ours - uniform"]) + marks["uniform"],
+            interval(found["validation"]) + marks["uniform"], interval(pairs["ours - random"]) + marks["random"],
             "" if ours is None else f"{ours['spent'][0]:.1%} to {ours['spent'][1]:.1%}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -53,6 +58,7 @@ def verdict(content: dict[str, Any]) -> str:
     notes = [
         f"Float network: {content['float']:.2f} %. A search sees {seen} retrainings' images.",
         mlperf_tiny(content),
+        *([ALIKE] if any(MIXED in line for line in lines) else []),
     ]
     return "\n".join([*lines, "", *notes, *corrected(content), *pooled(content)])
 
@@ -111,7 +117,8 @@ def loosened(content: dict[str, Any]) -> list[str]:
     """What it gives to go around a looser budget."""
     return [
         f"A search around a looser budget (`search.loosen`) minus one around the budget itself at {found['bops']:.2%}, paired: "
-        f"{interval(pair)}; on validation images {interval(found['ours - within, validation'])}."
+        f"{interval(pair)}; on validation images {interval(found['ours - within, validation'])}"
+        f"{MIXED if found['mixed']['within'] else ''}."
         for found in content["budgets"].values()
         if (pair := found.get("ours - within"))
     ]
@@ -156,8 +163,9 @@ def pooled(content: dict[str, Any]) -> list[str]:
     if found is None:
         return []
     return [
-        f"The spread between seeds, pooled over both methods and all budgets, is {found['sd']:.2f}; with it every interval of "
-        f"dnas - uniform reaches {found['half']:.2f} points to either side."
+        f"The spread between seeds, pooled over both methods and all budgets, is {found['sd']:.2f} (of single ones "
+        f"{found['least']:.2f} to {found['most']:.2f}); with it an interval of dnas - uniform would reach {found['half']:.2f} "
+        "points to either side."
     ]
 
 
@@ -280,7 +288,7 @@ def bridges(content: dict[str, Any]) -> str:
                 f"{images + row['images_retrain']:,.0f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{MIXED.strip()}: rows of processors with and without AVX-512."])
+    return "\n".join([*lines, "", ALIKE])
 
 
 def targets(content: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from quant.kernel import kernel_available
 from quant.mixture import along_filters, grid_bounds, mixture
 from quant.spec import MIN_STEP, QuantSpec, one_or_each
 
+CALIBRATION_ELEMENTS = 2**18
+"""Of a tensor of activations, from which a step is fitted: at 8 bits the few largest ones matter, too."""
 _CHECK_EVERY = 6
 """Candidates after which plain torch asks whether a smaller step can still be better."""
 
@@ -96,6 +98,18 @@ def quantize(x: Tensor, step: Tensor, spec: QuantSpec, batched: bool = False) ->
     """
     lower, upper = grid_bounds((spec,), x.device)
     return mixture(x, torch.ones(1, device=x.device), step.unsqueeze(0), lower, upper, batched, hard=True)
+
+
+def drawn(x: Tensor, count: int = CALIBRATION_ELEMENTS) -> Tensor:
+    """So many entries of the last dimension, always the same ones, or all where there are no more; shape (..., entries).
+
+    Drawn at random: at equal distances they would all lie in one column of the images, where rows are a multiple as long.
+    """
+    size = x.shape[-1]
+    if size <= count:
+        return x
+    positions = torch.randint(size, (count,), generator=torch.Generator().manual_seed(0))
+    return x[..., positions.to(x.device)]
 
 
 def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80) -> Tensor:

@@ -12,7 +12,7 @@ from dnas.space.choice import Choice
 from dnas.space.slicing import filter_dimension
 from quant.layers import apply_layer, own_or_layer
 from quant.mixture import grid_bounds, mixture
-from quant.quantizer import fit_step, scale_gradient
+from quant.quantizer import CALIBRATION_ELEMENTS, drawn, fit_step, scale_gradient
 from quant.spec import QuantSpec
 
 
@@ -129,11 +129,10 @@ class MixedActivation(Mixed):
     def calibrate(self, tensors: Sequence[Tensor]) -> None:
         """Sets every option's step to the least squared error on these tensors, per channel where they have steps."""
         if self.channels is None:
-            flat = torch.cat([x.detach().flatten() for x in tensors])
-            values = flat[:: max(flat.numel() // 32_768, 1)]
+            values = drawn(torch.cat([x.detach().flatten() for x in tensors]))
         else:
             values = torch.cat([x.detach().transpose(0, self.channels.dimension).flatten(1) for x in tensors], 1)
-            values = values[:, :: max(values.shape[1] // 8_192, 1)]
+            values = drawn(values, max(8 * CALIBRATION_ELEMENTS // len(values), 8_192))
         for k, spec in enumerate(self.specs):
             self.steps[k] = fit_step(values, spec, per_filter=self.channels is not None)
 

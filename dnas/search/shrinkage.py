@@ -29,7 +29,8 @@ def shrunk(scores: Scores, errors: Mapping[str, Sequence[float]], space: Space) 
 
     Args:
         scores: as measured.
-        errors: standard error of every option's score; choices that are missing are left as they are.
+        errors: standard error of every option's score; choices that are missing are left as they are, and those without any
+            error: of their layers nothing was measured.
         space: their space.
 
     Returns:
@@ -38,7 +39,7 @@ def shrunk(scores: Scores, errors: Mapping[str, Sequence[float]], space: Space) 
     """
     ladders: dict[tuple[str, int], list[Choice]] = {}
     for choice in space.searched():
-        if choice.kind in KINDS and choice.name in errors and len(choice.options) >= LEAST:
+        if choice.kind in KINDS and any(errors.get(choice.name, ())) and len(choice.options) >= LEAST:
             ladders.setdefault((choice.kind, len(choice.options)), []).append(choice)
     values = dict(scores.values)
     for choices in ladders.values():
@@ -52,9 +53,14 @@ def shrunk(scores: Scores, errors: Mapping[str, Sequence[float]], space: Space) 
 
 
 def posterior(seen: Array, variances: Array) -> Array:
-    """Posterior means of rows that are alike; shape (rows, options), as `seen` and `variances` are."""
+    """Posterior means of rows that are alike; shape (rows, options), as `seen` and `variances` are.
+
+    The fit has taken an offset and an amount of every row, and the curve but for its ends, out of the squares that are left:
+    they stand for as many as there were.
+    """
     curves = common_curve(seen)
-    own = np.square(seen - curves)
+    rows, options = seen.shape
+    own = np.square(seen - curves) * rows * options / ((rows - 1) * (options - 2))
     if not own.max() > 0:
         return seen
 

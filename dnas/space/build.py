@@ -27,10 +27,8 @@ from dnas.space.optional import candidates, find_optional
 from dnas.space.plain import with_plain_layers
 from dnas.space.target import Target
 from dnas.space.trace import Call, Trace, is_searchable, tensors_of, trace_model
-from quant.quantizer import fit_step
+from quant.quantizer import drawn, fit_step
 from quant.spec import QuantSpec
-
-CALIBRATION_ELEMENTS = 32_768
 
 
 def build_space(
@@ -328,8 +326,8 @@ def _share_tensors(trace: Trace) -> tuple[dict[str, str], dict[str, list[Call]]]
 def _calibrate(calls: list[Call], options: tuple[int, ...]) -> ActRange:
     values = torch.cat([call.sample.detach().float().flatten() for call in calls])
     signed = bool((values < 0).any())
-    stride = max(values.numel() // CALIBRATION_ELEMENTS, 1)
-    steps = tuple(float(fit_step(values[::stride], QuantSpec(bits, signed), per_filter=False)) for bits in options)
+    some = drawn(values)
+    steps = tuple(float(fit_step(some, QuantSpec(bits, signed), per_filter=False)) for bits in options)
     return ActRange(signed, steps)
 
 

@@ -36,7 +36,7 @@ from pareto_verdict import (
     verdict,
 )
 from pareto_verdict import ROWS as ROWS_FILE
-from table_cells import interval
+from table_cells import deviation, interval
 from tables import table
 from tables_accuracy import details, headline
 
@@ -95,8 +95,9 @@ def test_components_are_those_that_data_were_drawn_from() -> None:
         found = components(groups.tolist())
         search.append(max(found["search"]["sd"], 0) ** 2)
         retraining.append(found["retraining"]["sd"] ** 2)
-        low, high = found["search"]["interval"]
-        inside += low <= 0.6 <= high
+        if found["search"]["interval"] is not None:
+            low, high = found["search"]["interval"]
+            inside += low <= 0.6 <= high
         assert found["p"] == pytest.approx(stats.f_oneway(*groups).pvalue)
     assert np.mean(retraining) == pytest.approx(0.09, rel=0.05)
     assert np.mean(search) == pytest.approx(0.36, rel=0.1)
@@ -373,3 +374,22 @@ def test_processors_with_and_without_avx512_are_told_apart() -> None:
     assert [mixed(rows, ("ours", other), "w2a2") for other in ("ours", "random", "scores", "greedy")] == [
         False, False, True, True,
     ]  # fmt: skip
+
+
+def test_rows_of_another_arithmetic_are_told_apart_and_are_no_retrainings() -> None:
+    rows = [row(r["method"], r["retrain_seed"], r["accuracy"], arithmetic=2) for r in ROWS if r["method"] != "random"]
+    assert table(verdict(rows)).count("(!)") == 0
+    later = [{**r, "arithmetic": 1} if r["method"] == "uniform" else r for r in rows]
+    assert (mixed(rows, ("ours", "uniform"), "w2a2"), mixed(later, ("ours", "uniform"), "w2a2")) == (False, True)
+    assert table(verdict(later)).count("(!)") == 3  # the difference on test and on validation images, and what it means
+    more = [row("ours", seed, 76.0, "variance", retrain_seed=5, arithmetic=1) for seed in range(2)]
+    assert nested([*rows, *more], "w2a2") is None
+
+
+def test_searches_closer_than_retrainings_allow_have_no_interval() -> None:
+    groups = [[70.0, 72.0, 74.0], [70.1, 72.0, 73.9], [70.0, 72.0, 74.0]]
+    found = components(groups)
+    assert found["search"] == {"sd": 0.0, "interval": None}
+    assert found["p"] == pytest.approx(stats.f_oneway(*groups).pvalue)
+    assert stats.f_oneway(*groups).statistic < stats.f.ppf(0.025, 2, 6)
+    assert deviation(found["search"]) == "0.00 (no interval)"

@@ -21,7 +21,8 @@ KNOWN = {"start": "float", "retrain_seed": 1, "options": {"a.weight_bits": 2, "a
          "float": "weights"}  # fmt: skip
 ROW = {
     **KNOWN, "method": "sensitivities", "role": "main", "accuracy": 71.5, "validation_accuracy": 72.5, "seconds": 3.0,
-    "commit": "1234", "versions": {}, "processor": "a processor", "instructions": "avx2 avx512f",
+    "commit": "1234", "arithmetic": pareto_runs.ARITHMETIC, "versions": {}, "processor": "a processor",
+    "instructions": "avx2 avx512f",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def write(folder: Path, name: str, **changes: Any) -> None:
 def test_a_finished_training_is_taken_with_what_it_measured_and_its_name(rows: Path) -> None:
     write(rows, "theirs")
     assert trained_before(rows, KNOWN) == {
-        "accuracy": 71.5, "validation_accuracy": 72.5, "seconds": 3.0, "commit": "1234", "versions": {},
+        "accuracy": 71.5, "validation_accuracy": 72.5, "seconds": 3.0, "commit": "1234", "arithmetic": 3, "versions": {},
         "processor": "a processor", "instructions": "avx2 avx512f", "trained_as": "theirs",
     }  # fmt: skip
 
@@ -55,7 +56,7 @@ def test_what_was_taken_itself_names_the_first_one(rows: Path) -> None:
     [
         {"start": "supernet"}, {"retrain_seed": 2}, {"options": {"a.weight_bits": 3, "a.filters": [1, 3]}},
         {"images_retrain": 641}, {"float": "others"}, {"role": "elsewhere"}, {"role": "screen"}, {"instructions": "avx2"},
-        {"instructions": None},
+        {"instructions": None}, {"arithmetic": 1},
     ],
 )  # fmt: skip
 def test_another_training_is_not(rows: Path, changes: dict[str, Any]) -> None:

@@ -38,6 +38,34 @@ def test_noisy_scores_get_nearer_to_the_truth(noise: float, own: float, least: f
     assert np.mean(before) / np.mean(after) > least
 
 
+@pytest.mark.parametrize(("rows", "own", "noise"), [(20, 0.1, 0.1), (9, 0.1, 0.05), (10, 0.2, 0.1)])
+def test_as_much_of_a_row_is_kept_as_is_its_own(rows: int, own: float, noise: float) -> None:
+    """Share of the deviation from the curve, over 60 draws, beside the best one of a known spread."""
+    generator = np.random.default_rng(0)
+    kept, best = [], own**2 / (own**2 + noise**2)
+    for _ in range(60):
+        seen = truth(generator, rows, own) + noise * generator.standard_normal((rows, len(CURVE)))
+        apart = seen - common_curve(seen)
+        left = posterior(seen, np.full(seen.shape, noise**2)) - common_curve(seen)
+        kept.append(float((left * apart).sum() / np.square(apart).sum()))
+    assert np.mean(kept) == pytest.approx(best, abs=0.06)
+
+
+def test_choices_of_which_nothing_was_measured_say_nothing_of_the_others() -> None:
+    found = space((2, 3, 4, 6, 8))
+    generator = np.random.default_rng(0)
+    names = [c.name for c in found.searched() if c.kind == "weight_bits"]
+    measured = {name: tuple(row) for name, row in zip(names, truth(generator, len(names), 0.2), strict=True)}
+    values = {c.name: measured.get(c.name, (0.0,) * len(c.options)) for c in found.choices}
+    errors = {name: (0.01,) * 5 for name in names}
+    alone = shrunk(Scores(values, "measured"), {name: errors[name] for name in names[1:]}, found)
+    silent = Scores({**values, names[0]: (0.0,) * 5}, "measured")
+    beside = shrunk(silent, {**errors, names[0]: (0.0,) * 5}, found)
+    assert beside.values[names[0]] == (0.0,) * 5
+    for name in names[1:]:
+        assert beside.values[name] == alone.values[name]
+
+
 def test_scores_without_noise_stay() -> None:
     wanted = truth(np.random.default_rng(1), own=0.2)
     assert posterior(wanted, np.full(wanted.shape, 1e-12)) == pytest.approx(wanted, abs=1e-4)
