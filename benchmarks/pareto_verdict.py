@@ -233,8 +233,8 @@ def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequ
     """The spread between seeds that methods share at all budgets: five seeds of one cell may lie together by chance.
 
     Returns:
-        `sd`, its degrees of freedom, the `least` and the `most` of a cell, and `half`: that of a paired difference's 95 % interval, if both sides have it and seeds
-        share nothing.
+        `sd`, its degrees of freedom, the `least` and the `most` of a cell, and `half`: that of a paired difference's 95 %
+        interval, if both sides have it and seeds share nothing.
     """
     cells = [
         [statistics.mean(values) for values in by_seed(rows, method, budget).values()]

@@ -9,7 +9,7 @@ HEADER = (
 )
 
 MIXED = " (!)"
-ALIKE = "(!): not all of these networks were trained by code of one arithmetic, or by processors that all have AVX-512 or all lack it."
+ALIKE = "(!): trained by code of several arithmetics, or by processors with and without AVX-512."
 MLPERF_TINY = 85
 """Accuracy (%) that MLPerf Tiny asks of ResNet-8 on CIFAR-10."""
 SHOWN = 0.05

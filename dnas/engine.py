@@ -246,6 +246,15 @@ class Engine:
         """What process 0 found, in every process: what each measures on images of its own differs."""
         return value if self.world_size == 1 else self.fabric.broadcast(value)
 
+    def share(self, model: nn.Module) -> None:
+        """Gives the model of every process what that of process 0 holds: running statistics are of each one's own images."""
+        if self.world_size > 1:
+            tensors = [*model.parameters(), *model.buffers()]
+            found = self.same([tensor.detach().cpu() for tensor in tensors])
+            with torch.no_grad():
+                for tensor, value in zip(tensors, found, strict=True):
+                    tensor.copy_(value)
+
     def fit(self, training: Training, checkpoint: Path | None, board: Board, seed: int) -> list[dict[str, float]]:
         """Runs a training to its end, resuming from `checkpoint` if that exists.
 
@@ -300,6 +309,7 @@ class Engine:
                     save_state(checkpoint, state | {"compiled": steps.compiled})
         if self.world_size > 1:
             self.fabric.barrier()  # the others may read the checkpoint
+        self.share(training.model)
         return history
 
     def _compiles(self, training: Training) -> bool:

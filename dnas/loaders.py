@@ -55,13 +55,17 @@ def as_batches(loader: Any, device: torch.device) -> EpochBatches:
 
 
 def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Batch]:
-    """The first batches of an epoch, until they hold so many images."""
+    """The first batches of an epoch, so many images in all: of the last batch no more than that takes, and two at least.
+
+    Statistics of a batch need two.
+    """
     found: list[tuple[Tensor, Tensor]] = []
     count = 0
     for x, y in batches.epoch(epoch):
         if count >= images:
             break
-        found.append((x, y))
+        taken = max(images - count, 2)
+        found.append((x[:taken], y[:taken]))
         count += len(y)
     return found
 

@@ -93,5 +93,6 @@ def retrain(
     history = engine.fit(training, checkpoint, board or Board(None), seed)
     torch.manual_seed(derived_seed(seed, name, "norms"))  # a resumed run draws the same batches
     reestimate_batch_norm(model, first_batches(train, config.norm_images))
+    engine.share(model)
     model.eval()
     return history

@@ -76,6 +76,8 @@ def search(
     """
     config, engine, board = config or SearchConfig(), engine or Engine(EngineConfig()), board or Board(None)
     budget.check(supernet.space)
+    if supernet.space.pairs is not None:  # whether legal pairs of widths meet the budgets, no bound on each side tells
+        any_architecture(supernet.space, budget)
     check_relaxation(config, supernet.relaxation)
     supernet.to(engine.device)
     if teacher is not None:
@@ -246,6 +248,15 @@ def first_architecture(space: Space, budget: Budget, start: str = "uniform") -> 
     found = widest_uniform(space, budget)
     if found is not None:
         return found
+    return any_architecture(space, budget)
+
+
+def any_architecture(space: Space, budget: Budget) -> Architecture:
+    """One within the budget, whichever.
+
+    Raises:
+        BudgetError: there is none.
+    """
     return select(Scores({choice.name: no_scores(choice) for choice in space.choices}, "none"), space, budget)
 
 

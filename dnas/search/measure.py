@@ -52,6 +52,24 @@ def _kept(base: Architecture, changed: str) -> dict[str, tuple[int, ...]]:
     return {name: kept for name, kept in (base.kept or {}).items() if name != changed}
 
 
+def _opened(base: Architecture) -> Architecture:
+    """The architecture with every block and branch in it."""
+    gates = {choice.name: choice.options[-1] for choice in base.space.choices if choice.kind in ("depth", "branch")}
+    return replace(base, options={**base.options, **gates})
+
+
+def _silent(base: Architecture) -> set[str]:
+    """Choices all of whose layers are in blocks or branches that the architecture leaves out: switching them does nothing."""
+    space, positions = base.space, base.positions()
+    runs: dict[str, bool] = {}
+    members = {name: group.choice for group in space.groups for name in group.members}
+    for layer in space.layers:
+        own = (layer.weight_choice, layer.act_choice, layer.kernel_choice, members.get(layer.name))
+        for name in filter(None, own):
+            runs[name] = runs.get(name, False) or space.runs(layer.name, positions)
+    return {name for name, one in runs.items() if not one}
+
+
 def measure_scores(
     supernet: Supernet,
     base: Architecture,
@@ -85,14 +103,17 @@ def switch_options(
     """What `measure_scores` starts from: scores as measured, and their standard errors.
 
     All options see the same images, and batch norms use the statistics of the batch: one forward pass of the batches
-    per option, no training, no price. Where filters decide, see `dnas.search.filter_scores`.
+    per option, no training, no price. Where filters decide, see `dnas.search.filter_scores`. Options of layers that `base`
+    leaves out are switched in the network that leaves nothing out.
 
     Returns:
         (scores, for every choice of whole layers the standard error of each option's score). Of the variance of a
         difference half is counted with either side, so that the option of `base`, whose score is 0, has an error, too.
     """
     probes = _probes(batches, teacher)
-    reference = _losses(supernet, base, probes, share)
+    reference, silent = _losses(supernet, base, probes, share), _silent(base)
+    opened = _opened(base)
+    whole = _losses(supernet, opened, probes, share) if silent else reference
     values: dict[str, tuple[Any, ...]] = {}
     errors: dict[str, tuple[float, ...]] = {}
     x, y = probes[0].x, probes[0].y
@@ -103,11 +124,13 @@ def switch_options(
         if choice.by_filter:
             values[choice.name] = fine.scores(choice) if choice.searched else no_scores(choice)
             continue
+        around, before = (opened, whole) if choice.name in silent else (base, reference)
         gains: dict[int, Tensor] = {}
         for option in choice.options:
-            if option != base[choice.name]:
-                switched = replace(base, options={**base.options, choice.name: option}, kept=_kept(base, choice.name))
-                gains[option] = reference - _losses(supernet, switched, probes, share)
+            if option != around[choice.name]:
+                options = {**around.options, choice.name: option}
+                switched = replace(around, options=options, kept=_kept(around, choice.name))
+                gains[option] = before - _losses(supernet, switched, probes, share)
         values[choice.name] = tuple(float(gains[o].mean()) if o in gains else 0.0 for o in choice.options)
         if gains and len(reference) > 1:
             halves = {option: float(gain.var() / len(gain) / 2) for option, gain in gains.items()}

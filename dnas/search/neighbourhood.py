@@ -27,7 +27,7 @@ from dnas.search.budget import Budget
 from dnas.search.measure import measure_scores
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, freeze, weight_optimiser
+from dnas.search.training import SearchConfig, asked, check_asked, freeze, weight_optimiser
 from dnas.space.architecture import Architecture
 
 Select = Callable[[Scores], Architecture]
@@ -143,7 +143,7 @@ class NeighbourhoodTraining:
         found = self.engine.same(found)
         self.scores = found if self.scores is None else self.scores.mean(found)
         self._go((self.select if epoch + 1 == self.epochs else self.around)(self.scores))
-        with batch_statistics(self.supernet):
+        with self.supernet.evaluate_as(self.current), batch_statistics(self.supernet):
             accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy, "images": float(self.seen + sum(passed))}
         self.seen = 0
@@ -153,9 +153,6 @@ class NeighbourhoodTraining:
         self.board.choices(self.supernet.space, chances, epoch + 1)
         return numbers
 
-    def _schedule(self) -> list[int]:
-        return [self.config.rounds, self.untrained, self.config.score_images]
-
     def state(self) -> dict[str, Any]:
         """Supernet (its generator included), optimiser, and where the search stands."""
         return {
@@ -163,20 +160,16 @@ class NeighbourhoodTraining:
             "optimiser": self.optimiser.sgd.state_dict(),
             "current": self.current.to_json(),
             "scores": None if self.scores is None else self.scores.to_json(),
-            "schedule": self._schedule(),
+            "asked": asked(self.config, self.budget),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores all of it.
 
         Raises:
-            ValueError: it is the state of a search by another schedule.
+            ValueError: it is the state of a search by another schedule or budget.
         """
-        if state.get("schedule") != self._schedule():
-            raise ValueError(
-                f"search.ckpt is of a search by another schedule: {state.get('schedule')} (rounds, sensitivities before them, "
-                f"images per option), now {self._schedule()}; remove it to search again, or give another folder"
-            )
+        check_asked(state, self.config, self.budget)
         self._go(Architecture.from_json(state["current"], self.supernet.space))
         self.supernet.load_state_dict(state["supernet"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])

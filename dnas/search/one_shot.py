@@ -16,7 +16,7 @@ from dnas.loaders import EpochBatches, span
 from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
 from dnas.search.sampling import Sampler
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, freeze, weight_optimiser
+from dnas.search.training import SearchConfig, asked, check_asked, freeze, weight_optimiser
 from dnas.space.choice import Position
 
 PARTS = 4
@@ -120,10 +120,16 @@ class OneShotTraining:
             "supernet": self.supernet.state_dict(),
             "optimiser": self.optimiser.sgd.state_dict(),
             "drawn": self.drawn,
+            "asked": asked(self.config, None),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores all of it."""
+        """Restores all of it.
+
+        Raises:
+            ValueError: it is the state of a search by another schedule.
+        """
+        check_asked(state, self.config, None)
         self.supernet.load_state_dict(state["supernet"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])
         self.drawn = int(state["drawn"])

@@ -37,10 +37,10 @@ def shrunk(scores: Scores, errors: Mapping[str, Sequence[float]], space: Space) 
         the posterior means of a normal model whose spread around the common curve has the highest marginal likelihood;
         choices of other kinds, of fewer than LEAST options, or of a ladder that fewer than LEAST choices share, as measured.
     """
-    ladders: dict[tuple[str, int], list[Choice]] = {}
+    ladders: dict[tuple[str, tuple[int, ...]], list[Choice]] = {}
     for choice in space.searched():
         if choice.kind in KINDS and any(errors.get(choice.name, ())) and len(choice.options) >= LEAST:
-            ladders.setdefault((choice.kind, len(choice.options)), []).append(choice)
+            ladders.setdefault((choice.kind, _amounts(choice)), []).append(choice)
     values = dict(scores.values)
     for choices in ladders.values():
         if len(choices) < LEAST:
@@ -50,6 +50,13 @@ def shrunk(scores: Scores, errors: Mapping[str, Sequence[float]], space: Space) 
         for choice, row in zip(choices, posterior(seen, variances), strict=True):
             values[choice.name] = tuple((row - row[-1]).tolist())
     return Scores(values, scores.method, scores.joint)
+
+
+def _amounts(choice: Choice) -> tuple[int, ...]:
+    """What options are amounts of: bits, or eighths of the most filters, as groups of other sizes round to."""
+    if choice.kind != "filters":
+        return tuple(int(option) for option in choice.options)
+    return tuple(round(8 * option / choice.options[-1]) for option in choice.options)
 
 
 def posterior(seen: Array, variances: Array) -> Array:

@@ -1,7 +1,8 @@
 """The Gumbel-softmax search: weights and choices of a supernet trained jointly under a budget."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ SCORE_METHODS = ("measured", "gradient", "logits")
 @dataclass(frozen=True)
 class SearchConfig:
     """The schedule of a search; without arguments that of the command, `conf/search/neighbourhood.yaml`.
+
+    Other searchers want other numbers of epochs, rounds and images: those of the command are in `conf/search/`.
 
     searcher: `gumbel` trains the logits of all choices jointly with the weights, against the budget's penalty;
     `neighbourhood` trains around the current architecture, measures and selects exactly, so many `rounds`, where
@@ -106,6 +109,11 @@ class SearchConfig:
                 f"search.rounds is {self.rounds} and search.mutation {self.mutation}; allowed: rounds >= {least}, "
                 "and 0 < mutation < 1"
             )
+        if self.searcher == "neighbourhood" and self.mutation >= 0.5:
+            raise ValueError(
+                f"search.mutation is {self.mutation}; allowed for search=neighbourhood: less than 0.5, so that a choice keeps "
+                "the current option more often than not"
+            )
         if not 1 <= self.loosen < float("inf"):
             raise ValueError(f"search.loosen is {self.loosen}; allowed: a factor of at least 1, which loosens nothing")
         if min(self.paths, self.pool_images) < 1 or self.pool < 50 or self.judged < 10:
@@ -134,6 +142,30 @@ class SearchConfig:
             raise ValueError("search: 0 <= warmup < 1 and 0 <= distill <= 1 are needed")
         if not (self.epochs > 0 or (self.epochs == 0 and self.searcher == "neighbourhood")):
             raise ValueError(f"search.epochs is {self.epochs}; allowed: more than 0, or 0 for search=neighbourhood")
+
+
+def asked(config: SearchConfig, budget: Budget | None) -> str:
+    """What a search is asked for, as its checkpoint keeps it; without a budget where it serves all of them."""
+    caps = {f"budget.{name}": cap for name, cap in budget.caps.items()} if budget else {}
+    return json.dumps({**asdict(config), **caps}, sort_keys=True)
+
+
+def check_asked(state: Mapping[str, Any], config: SearchConfig, budget: Budget | None) -> None:
+    """Raises ValueError where a checkpoint is of a search that was asked for something else."""
+    if "asked" not in state:  # of an earlier version
+        return
+    before, now = json.loads(state["asked"]), json.loads(asked(config, budget))
+    caps = {name for name in {*before, *now} if name.startswith("budget.")}
+    others = [
+        f"{name if name in caps else f'search.{name}'} is {before.get(name)} there, {now.get(name)} here"
+        for name in sorted((set(before) & set(now)) | caps)
+        if before.get(name) != now.get(name)
+    ]
+    if others:
+        raise ValueError(
+            f"the checkpoint is of a search by another schedule or budget: {'; '.join(others)}; remove it to search again, "
+            "or give another folder"
+        )
 
 
 def check_relaxation(config: SearchConfig, relaxation: Relaxation) -> None:
@@ -280,10 +312,16 @@ class SearchTraining:
             "supernet": self.supernet.state_dict(),
             "optimiser": self.optimiser.sgd.state_dict(),
             "choice_optimiser": self.choice_optimiser.state_dict(),
+            "asked": asked(self.config, self.budget),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores all of it."""
+        """Restores all of it.
+
+        Raises:
+            ValueError: it is the state of a search by another schedule or budget.
+        """
+        check_asked(state, self.config, self.budget)
         self.supernet.load_state_dict(state["supernet"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])
         self.choice_optimiser.load_state_dict(state["choice_optimiser"])

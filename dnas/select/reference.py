@@ -159,6 +159,8 @@ def bits_suffice(space: Space, budget: Budget) -> bool:
     """
     if any(choice.by_filter or choice.kind in STRUCTURE for choice in space.searched()):
         return False
+    if any(space.choice(group.choice).options[-1] != group.size for group in space.groups):
+        return False  # a space in which no network keeps all filters
     least = full_width_shares(space, budget)
     return least is not None and max(least.values()) <= 1
 
@@ -166,7 +168,17 @@ def bits_suffice(space: Space, budget: Budget) -> bool:
 def _most_filters(space: Space, budget: Budget) -> int:
     """How many filters the widest uniform network within a budget keeps; 0 where there is none."""
     found = widest_uniform(space, budget)
-    return 0 if found is None else sum(int(found[group.choice]) for group in space.groups)
+    return 0 if found is None else _filters(found)
+
+
+def _filters(architecture: Architecture) -> int:
+    """How many filters an architecture keeps, of groups that run."""
+    space, positions = architecture.space, architecture.positions()
+    return sum(
+        int(architecture[group.choice])
+        for group in space.groups
+        if any(space.runs(name, positions) for name in group.members)
+    )
 
 
 def widest_uniform(space: Space, budget: Budget) -> Architecture | None:
@@ -177,11 +189,12 @@ def widest_uniform(space: Space, budget: Budget) -> Architecture | None:
     candidates = uniform_candidates(space, budget)
 
     def rank(architecture: Architecture) -> tuple[float, int, int]:
-        filters = sum(int(architecture[group.choice]) for group in space.groups)
-        layers = [layer for layer in space.layers if space.choice(layer.weight_choice).searched]
+        positions = architecture.positions()
+        running = [layer for layer in space.layers if space.runs(layer.name, positions)]
+        layers = [layer for layer in running if space.choice(layer.weight_choice).searched]
         weight = sum(sum(architecture.weight_bits(layer)) for layer in layers)
         act = sum(sum(architecture.act_bits(layer)) for layer in layers)
-        return filters, -abs(weight - act), weight + act
+        return _filters(architecture), -abs(weight - act), weight + act
 
     return max(candidates, key=rank, default=None)
 

@@ -88,8 +88,9 @@ def summary(architecture: Architecture) -> str:
     kept = {i: set((architecture.kept or {}).get(g.choice, range(g.size))) for i, g in enumerate(space.groups)}
 
     def show(kind: str) -> str:
-        """Over decisions, not over filters, unless they decide; removed ones do not count."""
+        """Over decisions, not over filters, unless they decide; removed ones do not count, fixed ones if all are."""
         chosen: list[int] = []
+        fixed: list[int] = []
         for layer in space.layers:
             if not space.runs(layer.name, positions):
                 continue
@@ -102,8 +103,9 @@ def summary(architecture: Architecture) -> str:
             if choice.searched:
                 found = [bits[i] for i in kept_channels(side, kept)]
                 chosen += found if choice.by_filter else found[:1]
-        if not chosen:
-            return "8"
+            else:
+                fixed += bits[:1]
+        chosen = chosen or fixed
         return str(chosen[0]) if len(set(chosen)) == 1 else f"~{sum(chosen) / len(chosen):.1f}"
 
     sizes = {group.choice: group.size for group in space.groups}

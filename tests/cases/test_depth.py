@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 import dnas
 from dnas.models import resnet20
+from dnas.recipe import batch_statistics
+from dnas.search.measure import switch_options
+from dnas.search.supernet import Supernet
+from dnas.select.reference import widest_uniform
+from dnas.space.architecture import Architecture
 
 
 class Block(nn.Module):
@@ -99,3 +104,41 @@ def test_a_layer_that_does_not_run_has_no_gradient() -> None:
         supernet(torch.randn(2, 3, 8, 8)).sum().backward()
     ran = {layer.name for layer in space.layers if supernet.mixed_layer(layer.name).layer.weight.grad is not None}
     assert ran == {"stem", "two.0.a", "two.0.b", "two.0.short", "head.fc"}
+
+
+def test_options_of_blocks_that_are_left_out_are_measured_in_the_network_with_all_of_them() -> None:
+    torch.manual_seed(0)
+    model = Stages()
+    x, y = torch.randn(24, 3, 8, 8), torch.randint(5, (24,))
+    model(x)
+    space = dnas.build_space(model.eval(), x, (2, 4), (2, 8), (0.5, 1.0), min_depth=1)
+    supernet = Supernet(model, space)
+    supernet.calibrate(x)
+    full = {c.name: c.options[-1] for c in space.choices}
+    shallow = Architecture(space, {**full, **{c.name: c.options[0] for c in space.choices if c.kind == "depth"}})
+    found, errors = switch_options(supernet, shallow, [(x, y)])
+
+    def loss(options: dict[str, object]) -> float:
+        network = dnas.realise(supernet, Architecture(space, options))  # type: ignore[arg-type]
+        with torch.no_grad(), batch_statistics(network):
+            return float(nn.functional.cross_entropy(network(x), y))
+
+    names = {layer.weight_choice: layer.name for layer in space.layers}
+    silent = [choice for choice, name in names.items() if not space.runs(name, shallow.positions())]
+    running = [choice for choice, name in names.items() if space.runs(name, shallow.positions())]
+    assert len(silent) == 6  # three blocks
+    for base, chosen in ((full, silent), (shallow.options, running)):
+        for name in chosen:
+            low = space.choice(name).options[0]
+            expected = loss(dict(base)) - loss({**base, name: low})
+            assert found.values[name] == pytest.approx((expected, 0.0), abs=1e-5)
+            assert all(error > 0 for error in errors[name])
+
+
+def test_the_widest_uniform_network_is_a_deep_one() -> None:
+    """Filters of blocks that do not run do not count: W3A3 without the last blocks is not wider than W2A2 with them."""
+    space = dnas.build_space(resnet20(3, 5).eval(), torch.randn(2, 3, 8, 8), min_depth=1)
+    found = widest_uniform(space, dnas.Budget(bops=0.1))
+    assert found is not None
+    assert {found[c.name] for c in space.choices if c.kind == "depth"} == {3}
+    assert dnas.Budget(bops=0.1).holds(found)

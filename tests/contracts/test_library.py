@@ -1,6 +1,8 @@
 """The library without its command: a user's own model, loop and loaders."""
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dnas
+from dnas.search.budget import BudgetError
 from tests.networks import Residual, example
 
 
@@ -151,3 +154,33 @@ def test_not_a_loader() -> None:
     space = dnas.build_space(model, example(model), (2, 8), (8,), (1.0,))
     with pytest.raises(TypeError, match="__len__"):
         dnas.search(dnas.Supernet(model, space), dnas.Budget(bops=0.9), iter([]), loader(), loader())
+
+
+@pytest.mark.parametrize("searcher", ["gumbel", "neighbourhood", "binas"])
+def test_a_checkpoint_of_another_search_is_refused(searcher: str, tmp_path: Path) -> None:
+    model = Residual()
+    space = dnas.build_space(model, example(model), (2, 8), (2, 8), (0.5, 1.0))
+    config = dnas.SearchConfig(
+        searcher, epochs=1, score_images=32, score_rounds=1, rounds=2, pool=50, judged=10, train="always"
+    )
+    others = [(replace(config, epochs=2), 0.1, "search.epochs is 1 there, 2 here")]
+    if searcher != "binas":  # whose supernet serves every budget
+        others.append((config, 0.2, "budget.bops is 0.1 there, 0.2 here"))
+    for own, bops, words in [(config, 0.1, ""), (config, 0.1, ""), *others]:
+        supernet = dnas.Supernet(model, space)
+        with pytest.raises(ValueError, match=words) if words else nullcontext():
+            dnas.search(
+                supernet, dnas.Budget(bops=bops), loader(), loader(seed=1), loader(False, 2), None, own,
+                checkpoint=tmp_path / "search.ckpt",
+            )  # fmt: skip
+
+
+def test_a_budget_that_no_legal_pairs_meet_is_refused_before_training() -> None:
+    model = Residual()
+    target = dnas.Target(pairs=((4, 8), (8, 4)))
+    space = dnas.build_space(model, example(model), (4, 8), (4, 8), (1.0,), target=target)
+    supernet, budget = dnas.Supernet(model, space), dnas.Budget(bops=0.3)
+    before = {name: value.clone() for name, value in supernet.state_dict().items() if isinstance(value, torch.Tensor)}
+    with pytest.raises(BudgetError):
+        dnas.search(supernet, budget, loader(), loader(seed=1), loader(False, 2))
+    assert all(torch.equal(value, supernet.state_dict()[name]) for name, value in before.items())

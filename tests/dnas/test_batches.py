@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from dnas.data import Batches, Data, DataConfig, DataError, Split, batches, load_data
 from dnas.data.load import moments
+from dnas.loaders import as_batches, first_batches
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,9 @@ def test_errors_of_batches(digits: Data) -> None:
 
 def test_a_constant_channel_has_deviation_one() -> None:
     assert moments([torch.full((4, 1, 2, 2), 51, dtype=torch.uint8)]) == (torch.tensor([0.2]), torch.ones(1))
+
+
+def test_the_first_images_of_an_epoch_are_as_many_as_were_asked_for() -> None:
+    loader = as_batches(DataLoader(TensorDataset(torch.arange(100), torch.zeros(100)), 16), torch.device("cpu"))
+    for images, sizes in ((40, [16, 16, 8]), (32, [16, 16]), (16, [16]), (17, [16, 2]), (1000, [16] * 6 + [4])):
+        assert [len(x) for x, _ in first_batches(loader, images)] == sizes

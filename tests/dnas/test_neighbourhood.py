@@ -324,7 +324,15 @@ def test_options_that_are_mixed_have_no_neighbourhood() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rounds": 0}, {"mutation": 1.0}, {"mutation": 0.0}, {"searcher": "random"}, {"epochs": 1.5}, {"loosen": 0.9}],
+    [
+        {"rounds": 0},
+        {"mutation": 1.0},
+        {"mutation": 0.0},
+        {"searcher": "neighbourhood", "mutation": 0.5},
+        {"searcher": "random"},
+        {"epochs": 1.5},
+        {"loosen": 0.9},
+    ],
 )
 def test_settings_that_make_no_search_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="search"):

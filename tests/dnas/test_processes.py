@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = """
 import atexit, json, os, sys
@@ -15,11 +17,15 @@ import torch
 from dnas.data.batches import Batches
 from dnas.engine import Engine, EngineConfig
 from dnas.models.resnet import resnet8
+from dnas.realise import realise
+from dnas.retrain import RetrainConfig, retrain
 from dnas.search.budget import Budget
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig
 from dnas.searcher import search
+from dnas.select.select import select
 from dnas.space.build import build_space
+from safetensors.torch import save_model
 
 settings, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 
@@ -52,6 +58,9 @@ checkpoint = folder / "search.ckpt"
 scores, _ = search(supernet, Budget(bops=0.1), *sets, None, SearchConfig(**settings), engine, checkpoint)
 assert checkpoint.exists()
 (folder / f"{engine.rank}.json").write_text(scores.to_json())
+small = realise(supernet, select(scores, space, Budget(bops=0.1)))
+retrain(small, sets[0], sets[2], None, RetrainConfig(epochs=1, norm_images=16), engine)
+save_model(small, str(folder / f"{engine.rank}.safetensors"))
 """
 
 
@@ -77,3 +86,7 @@ def test_every_process_ends_with_the_same_scores(settings: dict[str, object], tm
     assert connected == ["False", "False"]  # a process that ends connected may be aborted after its work
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
+    weights, others = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():  # batch-norm statistics, too, though each process has images of its own
+        assert torch.equal(value, others[name]), name

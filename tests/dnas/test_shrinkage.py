@@ -57,7 +57,7 @@ def test_choices_of_which_nothing_was_measured_say_nothing_of_the_others() -> No
     names = [c.name for c in found.searched() if c.kind == "weight_bits"]
     measured = {name: tuple(row) for name, row in zip(names, truth(generator, len(names), 0.2), strict=True)}
     values = {c.name: measured.get(c.name, (0.0,) * len(c.options)) for c in found.choices}
-    errors = {name: (0.01,) * 5 for name in names}
+    errors = dict.fromkeys(names, (0.01,) * 5)
     alone = shrunk(Scores(values, "measured"), {name: errors[name] for name in names[1:]}, found)
     silent = Scores({**values, names[0]: (0.0,) * 5}, "measured")
     beside = shrunk(silent, {**errors, names[0]: (0.0,) * 5}, found)
@@ -96,3 +96,18 @@ def test_only_ladders_with_something_in_common_change(options: tuple[int, ...]) 
     changed = {name for name in values if result.values[name] != pytest.approx(values[name])}
     alike = {c.name for c in found.searched() if c.name != one}
     assert changed == (alike if len(options) > 2 else set())
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_shares_of_filters_have_a_curve_in_common_where_they_are_the_same(alike: bool) -> None:
+    model = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 16, 16, 1) for i in range(6)), nn.Flatten(), nn.Linear(256, 2))
+    quarters = (0.25, 0.5, 0.75, 1.0)
+    shares = {"[0-2]": quarters, "[3-5]": quarters if alike else (0.8125, 0.875, 0.9375, 1.0)}
+    found = build_space(model, torch.randn(2, 3, 4, 4), filters=shares)
+    names = [c.name for c in found.searched() if c.kind == "filters"]
+    assert len(names) == 6
+    generator = np.random.default_rng(0)
+    values = {c.name: (0.0,) * len(c.options) for c in found.choices}
+    values |= {name: tuple(np.sort(generator.standard_normal(4))) for name in names}
+    result = shrunk(Scores(values, "measured"), dict.fromkeys(names, (0.5,) * 4), found)
+    assert {result.values[name] == values[name] for name in names} == {not alike}  # three of a kind are too few

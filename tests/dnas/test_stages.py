@@ -25,6 +25,7 @@ from dnas.stages.search import search
 from quant.export import export
 from quant.graph import ExportedLayer, read_layers
 from quant.verify import VerificationError
+from tests.networks import Residual, example
 from tests.small import SMALL, dnas
 
 NETWORKS = {
@@ -187,6 +188,8 @@ def test_summaries(run: Run) -> None:
     space = run.space
     full = Architecture(space, {c.name: c.options[-1] for c in space.choices})
     assert summary(full) == "W8 A8 filters x1"
+    fixed = build_space(Residual(), example(Residual()), (4,), (2, 8), (1.0,))
+    assert summary(Architecture(fixed, {c.name: c.options[0] for c in fixed.choices})) == "W4 A2 filters x1"
     mixed = dict(full.options)
     mixed[next(c.name for c in space.searched() if c.kind == "weight_bits")] = 2
     assert summary(Architecture(space, mixed)).startswith("W~")

@@ -121,3 +121,10 @@ def test_a_search_without_rounds_trains_nothing_anyway() -> None:
 def test_another_word_is_refused() -> None:
     with pytest.raises(ValueError, match=r"search.train is 'never'; allowed: \['needed', 'always'\]"):
         SearchConfig(searcher="neighbourhood", train="never")
+
+
+def test_a_space_in_which_no_network_keeps_all_filters_needs_training() -> None:
+    model = Residual()
+    for filters, needed in (((0.5, 1.0), False), ((0.5,), True), ((0.25, 0.5), True)):
+        space = build_space(model, example(model), (2, 4, 8), (2, 8), filters)
+        assert bits_suffice(space, Budget(bops=0.5)) is not needed
