@@ -3,8 +3,8 @@
 CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
 methods start from one float network and get the same recipe. Ours sees 265,344 images in search and retraining, or 269,888
 where its search trains nothing; baselines that start from float weights see 269,952 in training alone. The other searches below
-cost what they cost: with retraining score_function sees 1.4, gumbel 1.8 and binas 3.9 times what such baselines do, the last
-with one search for all budgets. Every row holds its images. At every budget:
+see more than such baselines with their retraining (binas with one search for all budgets), and every row holds its images. At
+every budget:
 
 - ours: the default. Where bits alone meet the budget with all filters, at the three larger budgets, options are switched in the
   float network at 8 bits and networks start from its weights; at 3.5 % the search trains its supernet, which they start from.

@@ -45,7 +45,7 @@ def test_values_become_typed() -> None:
         ({"sarch": {}}, ["sarch", "conf/config.yaml", "'search'"]),
         ({"search": {"epochs": "3"}}, ["search.epochs", "'3', a str", "float"]),
         ({"search": {"epochs": True}}, ["search.epochs", "bool"]),
-        ({"search": {"epochs": 2.5}}, ["search.epochs", "2.5"]),
+        ({"search": {"searcher": "gumbel", "epochs": 2.5}}, ["search.epochs", "2.5"]),
         ({"search": {"epochs": None}}, ["search.epochs", "NoneType"]),
         ({"search": 3}, ["search", "needed are keys"]),
         ({"search": {"optimiser": None}}, ["search.optimiser", "needed are keys"]),
