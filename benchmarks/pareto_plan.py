@@ -97,6 +97,8 @@ def write(setting: Setting) -> None:
 def with_roles(rows: Sequence[dict[str, Any]], decided: str | None = None) -> list[dict[str, Any]]:
     """Of the uniform rows of a cell the best on validation is `main`; of methods with both starts those of the better one.
 
+    Where a cell has uniform rows of several arithmetics, those of the latest are judged.
+
     Where one budget has decided which start that is, only rows of this one are, of uniform networks as well.
     """
     found = [dict(row) for row in rows]
@@ -107,6 +109,8 @@ def with_roles(rows: Sequence[dict[str, Any]], decided: str | None = None) -> li
         shared = better_start(judged, row["method"], decided) if decided else None
         if row["method"] == "uniform":
             cell = [r for r in judged if _cell(r) == _cell(row) and shared in (None, r["start"])]
+            newest = max((arithmetic(r) for r in cell), default=0)
+            cell = [r for r in cell if arithmetic(r) == newest]
             best = max(cell, key=lambda r: (r["validation_accuracy"], r["architecture"], r["start"]), default=None)
             row["role"] = "main" if row is best else "candidate"
         else:

@@ -392,3 +392,17 @@ def test_the_greedy_baseline_takes_the_cheapest_loss_per_cost() -> None:
     found = greedy(scores, run, dnas.Budget(bops=0.6 * just))
     assert found.options[free] == 2
     assert float(found.cost("bops", relative=True)) <= 0.6 * just
+
+
+def test_of_uniform_rows_those_of_the_latest_arithmetic_are_judged() -> None:
+    rows = [
+        {
+            "method": "uniform", "role": "candidate", "budget_id": "small", "retrain_seed": seed, "start": start,
+            "validation_accuracy": accuracy, "architecture": "a", **revision,
+        }
+        for seed, start, accuracy, revision in (
+            (0, "supernet", 80.0, {}), (0, "float", 79.0, {"arithmetic": 2}), (0, "float", 78.0, {"arithmetic": 2}),
+            (1, "supernet", 80.0, {}), (1, "float", 79.0, {}),
+        )
+    ]  # fmt: skip
+    assert [row["role"] for row in with_roles(rows)] == ["candidate", "main", "candidate", "main", "candidate"]
