@@ -274,15 +274,8 @@ def arithmetic(row: Mapping[str, Any]) -> int:
 
 
 MEASURED = (
-    "accuracy",
-    "validation_accuracy",
-    "seconds",
-    "commit",
-    "arithmetic",
-    "versions",
-    "processor",
-    "instructions",
-)
+    "accuracy", "validation_accuracy", "seconds", "commit", "arithmetic", "versions", "processor", "instructions",
+)  # fmt: skip
 """What a row says of its training alone."""
 
 

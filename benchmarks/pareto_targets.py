@@ -1,4 +1,4 @@
-"""What the benchmark was to show, set down before it was run, and what it found: `pareto_verdict.py` writes the table.
+"""What the benchmark was to show, and what it found: `pareto_verdict.py` writes the table.
 
 A target that an interval has to show is met where the interval does; those for a mean, where the mean does.
 """

@@ -310,7 +310,7 @@ class Engine:
         if self.world_size > 1:
             self.fabric.barrier()  # the others may read the checkpoint
         self.share(training.model)
-        return history
+        return self.same(history)
 
     def _compiles(self, training: Training) -> bool:
         if self.config.compile == "auto":

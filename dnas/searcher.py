@@ -21,11 +21,11 @@ from dnas.search.neighbourhood import NeighbourhoodTraining, first_images
 from dnas.search.one_shot import OneShotTraining
 from dnas.search.pool import average, collect
 from dnas.search.sampling import Neighbours, Sampler
-from dnas.search.scores import Scores, no_scores
+from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
 from dnas.select.reference import bits_suffice, dearest_architecture, loosened, widest_uniform
-from dnas.select.select import select
+from dnas.select.select import any_architecture, select
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
 from dnas.space.cost import build_cost, reference_cost
@@ -76,7 +76,7 @@ def search(
     """
     config, engine, board = config or SearchConfig(), engine or Engine(EngineConfig()), board or Board(None)
     budget.check(supernet.space)
-    if supernet.space.pairs is not None:  # whether legal pairs of widths meet the budgets, no bound on each side tells
+    if len(budget.caps) > 1 or supernet.space.pairs is not None:  # together, and by legal pairs of widths
         any_architecture(supernet.space, budget)
     check_relaxation(config, supernet.relaxation)
     supernet.to(engine.device)
@@ -249,15 +249,6 @@ def first_architecture(space: Space, budget: Budget, start: str = "uniform") -> 
     if found is not None:
         return found
     return any_architecture(space, budget)
-
-
-def any_architecture(space: Space, budget: Budget) -> Architecture:
-    """One within the budget, whichever.
-
-    Raises:
-        BudgetError: there is none.
-    """
-    return select(Scores({choice.name: no_scores(choice) for choice in space.choices}, "none"), space, budget)
 
 
 def score(supernet: Supernet, budget: Budget, choices: Any, teacher: nn.Module | None, config: SearchConfig) -> Scores:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.cpp", "depthwise.cpp"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-DAT_PARALLEL_OPENMP=1")
@@ -81,23 +82,23 @@ def _describe() -> None:
             return torch.empty_like(x, memory_format=torch.contiguous_format)
         return found
 
-    @torch.library.register_fake("dnas::mixture_forward")
+    @torch_library.register_fake("dnas::mixture_forward")
     def _(x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         return like(x, steps)
 
-    @torch.library.register_fake("dnas::mixture_backward")
+    @torch_library.register_fake("dnas::mixture_backward")
     def _(
         grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         return like(x, steps), weights.new_empty(weights.shape), steps.new_empty(steps.shape)
 
-    @torch.library.register_fake("dnas::mixture_backward_")
+    @torch_library.register_fake("dnas::mixture_backward_")
     def _(
         grad: Tensor, x: Tensor, weights: Tensor, steps: Tensor, lower: Tensor, upper: Tensor, need_weights: bool
     ) -> tuple[Tensor, Tensor]:
         return weights.new_empty(weights.shape), steps.new_empty(steps.shape)
 
-    @torch.library.register_fake("dnas::depthwise_weight_grad")
+    @torch_library.register_fake("dnas::depthwise_weight_grad")
     def _(
         grad: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
     ) -> Tensor:

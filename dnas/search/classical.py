@@ -5,7 +5,6 @@ ACC = E[Acc] + sum_s (E[Acc | d_s] - E[Acc]) + sum over the blocks b that run of
 
 import numpy as np
 
-from dnas.search.effects import gates_by_choice
 from dnas.search.pool import Pool
 from dnas.search.scores import Scores, nested
 from dnas.space.choice import Space
@@ -22,7 +21,7 @@ def conditional_means(space: Space, pool: Pool) -> tuple[float, Scores]:
         (mean accuracy, scores that add to it).
     """
     column = {name: i for i, name in enumerate(pool.choices)}
-    gates = gates_by_choice(space)
+    gates = space.gates_by_choice()
     mean = float(pool.accuracy.mean())
     values: dict[str, tuple[float, ...]] = {choice.name: (0.0,) * len(choice.options) for choice in space.choices}
     joint = []

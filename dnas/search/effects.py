@@ -53,26 +53,6 @@ class Term:
         return int(np.prod(self.shape))
 
 
-def gates_by_choice(space: Space) -> dict[str, tuple[tuple[str, int], ...]]:
-    """For every choice the gates that all of its layers are behind, as (choice, least position)."""
-    layers: dict[str, list[str]] = {}
-    for layer in space.layers:
-        names = [layer.weight_choice, layer.act_choice, *([layer.kernel_choice] if layer.kernel_choice else [])]
-        for name in names:
-            layers.setdefault(name, []).append(layer.name)
-    for group in space.groups:
-        layers.setdefault(group.choice, []).extend(group.members)
-    for gate in space.gates:
-        layers.setdefault(gate.choice, []).append(gate.module)
-    found = {}
-    for name, paths in layers.items():
-        shared = [g for g in space.gates if all(g.encloses(path) for path in paths) and g.choice != name]
-        found[name] = tuple(
-            (g.choice, next(i for i, o in enumerate(space.choice(g.choice).options) if o >= g.least)) for g in shared
-        )
-    return found
-
-
 def pairs_of(space: Space, neighbours: bool = False) -> list[tuple[str, str]]:
     """The searched choices that meet in a layer, and optionally those of layers that follow each other."""
     found: dict[tuple[str, str], None] = {}
@@ -95,7 +75,7 @@ class Design:
         """Lays out the terms and takes their centres from the pool."""
         self.choices = pool.choices
         self.column = {name: i for i, name in enumerate(pool.choices)}
-        gates = gates_by_choice(space)
+        gates = space.gates_by_choice()
         self.terms: list[Term] = []
         start = 0
         wanted: list[tuple[str, ...]] = [(choice.name,) for choice in space.searched()]

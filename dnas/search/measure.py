@@ -59,15 +59,10 @@ def _opened(base: Architecture) -> Architecture:
 
 
 def _silent(base: Architecture) -> set[str]:
-    """Choices all of whose layers are in blocks or branches that the architecture leaves out: switching them does nothing."""
-    space, positions = base.space, base.positions()
-    runs: dict[str, bool] = {}
-    members = {name: group.choice for group in space.groups for name in group.members}
-    for layer in space.layers:
-        own = (layer.weight_choice, layer.act_choice, layer.kernel_choice, members.get(layer.name))
-        for name in filter(None, own):
-            runs[name] = runs.get(name, False) or space.runs(layer.name, positions)
-    return {name for name, one in runs.items() if not one}
+    """Choices in blocks or branches that the architecture leaves out: switching them does nothing."""
+    positions = base.positions()
+    gates = base.space.gates_by_choice()
+    return {name for name, own in gates.items() if any(positions[gate] < least for gate, least in own)}  # type: ignore[operator]
 
 
 def measure_scores(

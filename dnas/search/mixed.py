@@ -132,7 +132,7 @@ class MixedActivation(Mixed):
             values = drawn(torch.cat([x.detach().flatten() for x in tensors]))
         else:
             values = torch.cat([x.detach().transpose(0, self.channels.dimension).flatten(1) for x in tensors], 1)
-            values = drawn(values, max(8 * CALIBRATION_ELEMENTS // len(values), 8_192))
+            values = drawn(values, max(8 * CALIBRATION_ELEMENTS // len(values), 8_192))  # bounded over all channels
         for k, spec in enumerate(self.specs):
             self.steps[k] = fit_step(values, spec, per_filter=self.channels is not None)
 

@@ -143,7 +143,7 @@ class NeighbourhoodTraining:
         found = self.engine.same(found)
         self.scores = found if self.scores is None else self.scores.mean(found)
         self._go((self.select if epoch + 1 == self.epochs else self.around)(self.scores))
-        with self.supernet.evaluate_as(self.current), batch_statistics(self.supernet):
+        with batch_statistics(self.supernet):
             accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy, "images": float(self.seen + sum(passed))}
         self.seen = 0

@@ -20,7 +20,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dnas.search.classical import conditional_means
-from dnas.search.effects import gates_by_choice
 from dnas.search.pool import Pool
 from dnas.space.choice import Space
 
@@ -45,7 +44,7 @@ def fit_predictor(name: str, space: Space, pool: Pool) -> Predictor:
     def coded(positions: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.concatenate([np.eye(width)[positions[:, i]] for i, width in enumerate(widths) if width > 1], 1)
 
-    gates, column = gates_by_choice(space), {choice.name: i for i, choice in enumerate(space.choices)}
+    gates, column = space.gates_by_choice(), {choice.name: i for i, choice in enumerate(space.choices)}
 
     def by_depth(positions: NDArray[np.int64]) -> NDArray[np.float64]:
         products = []

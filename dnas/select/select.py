@@ -3,7 +3,7 @@
 import time
 
 from dnas.search.budget import Budget, BudgetError
-from dnas.search.scores import Scores
+from dnas.search.scores import Scores, no_scores
 from dnas.select.by_filter import select_by_filter
 from dnas.select.infeasible import SECONDS, explained
 from dnas.select.problem import Problem
@@ -65,3 +65,9 @@ def select(
     )
     options = {choice.name: choice.options[positions[choice.name]] for choice in space.choices}
     return Architecture(space, options, None, certificate, budget.functions if budget else {})
+
+
+def any_architecture(space: Space, budget: Budget, time_limit: float = 60.0, solver: str = "auto") -> Architecture:
+    """One that meets every budget, whichever; arguments and errors as of `select`."""
+    nothing = {choice.name: no_scores(choice) for choice in space.choices}
+    return select(Scores(nothing, "none"), space, budget, time_limit, solver)

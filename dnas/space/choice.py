@@ -281,6 +281,25 @@ class Space:
         """The gates that a module is behind."""
         return tuple(gate for gate in self.gates if gate.encloses(path))
 
+    def gates_by_choice(self) -> dict[str, tuple[tuple[str, int], ...]]:
+        """For every choice the gates of others that all of its layers are behind, as (choice, least position)."""
+        layers: dict[str, list[str]] = {}
+        for layer in self.layers:
+            names = [layer.weight_choice, layer.act_choice, *([layer.kernel_choice] if layer.kernel_choice else [])]
+            for name in names:
+                layers.setdefault(name, []).append(layer.name)
+        for group in self.groups:
+            layers.setdefault(group.choice, []).extend(group.members)
+        for gate in self.gates:
+            layers.setdefault(gate.choice, []).append(gate.module)
+        found = {}
+        for name, paths in layers.items():
+            shared = [g for g in self.gates if all(g.encloses(path) for path in paths) and g.choice != name]
+            found[name] = tuple(
+                (g.choice, next(i for i, o in enumerate(self.choice(g.choice).options) if o >= g.least)) for g in shared
+            )
+        return found
+
     def runs(self, path: str, position: Mapping[str, Position]) -> bool:
         """Whether a module runs at one option (by position) per choice."""
         return all(self.is_open(gate, position) for gate in self.gates_of(path))

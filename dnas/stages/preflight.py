@@ -5,9 +5,8 @@ from dataclasses import asdict
 from dnas.describe import Description, describe_space
 from dnas.models import ModelError
 from dnas.run import source_commit
-from dnas.search.scores import Scores, no_scores
 from dnas.searcher import path_sampler
-from dnas.select.select import select
+from dnas.select.select import any_architecture
 from dnas.space.build import build_space
 from dnas.space.latency import LATENCY
 from dnas.space.preflight import memory_estimate_mb
@@ -52,9 +51,8 @@ def preflight(run: Run) -> None:
         run.table = provide_table(run, space)
     budget = run.budget
     budget.check(space)
-    nothing = Scores({choice.name: no_scores(choice) for choice in space.choices}, "none")
     # all budgets and legal pairs together, before any training; and whether the solver is there
-    select(nothing, space, budget, config.select.time_limit, config.select.solver)
+    any_architecture(space, budget, config.select.time_limit, config.select.solver)
     if config.search.searcher == "binas" and source is None:
         path_sampler(space, budget, config.search, config.seed)
     description = describe_space(model, space, (run.images("weights", 2),), budget, config.export.formats)  # type: ignore[arg-type]

@@ -7,6 +7,9 @@ from torch import nn
 
 import dnas
 from dnas.models import elastic_mobilenet
+from dnas.search.measure import switch_options
+from dnas.search.supernet import Supernet
+from dnas.space.architecture import Architecture
 
 
 def network() -> nn.Module:
@@ -22,6 +25,25 @@ def test_masked_equals_realised_with_kernels_depth_and_branches() -> None:
     kinds = [c.kind for c in supernet.space.searched()]
     assert (kinds.count("kernel"), kinds.count("branch"), kinds.count("depth")) == (6, 6, 2)
     assert len(supernet.space.gates_of("stages.1.2.se.reduce")) == 2
+
+
+def test_a_branch_of_a_block_that_is_left_out_is_measured_where_the_block_runs() -> None:
+    torch.manual_seed(0)
+    model, x = network(), torch.randn(16, 3, 8, 8)
+    model(x)
+    space = dnas.build_space(model.eval(), x, (2, 4), (4, 8), (0.5, 1.0), min_depth=2, branches=("*.se",))
+    supernet = Supernet(model, space)
+    supernet.calibrate(x)
+    full = {c.name: c.options[-1] for c in space.choices}
+    shallow = {c.name: c.options[0] if c.kind == "depth" else c.options[-1] for c in space.choices}
+    batch = x, torch.randint(5, (16,))
+    opened, left_out = (
+        switch_options(supernet, Architecture(space, options), [batch])[0] for options in (full, shallow)
+    )
+    last, first = "stages.1.2.se.branch", "stages.1.0.se.branch"
+    assert left_out.values[last] == opened.values[last]
+    assert left_out.values[last][0] != 0.0
+    assert left_out.values[first] != opened.values[first]  # that block runs in both, among others
 
 
 def test_choices_stand_in_the_order_of_the_model() -> None:

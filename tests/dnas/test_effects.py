@@ -12,7 +12,7 @@ from dnas.models import elastic_mobilenet
 from dnas.search import effects
 from dnas.search.budget import Budget
 from dnas.search.classical import conditional_means
-from dnas.search.effects import fit_effects, gates_by_choice, pairs_of
+from dnas.search.effects import fit_effects, pairs_of
 from dnas.search.pool import Pool
 from dnas.search.rank import kendall_of_draws, rank_agreement, spearman_of_draws
 from dnas.search.sampling import draw
@@ -48,7 +48,7 @@ def small() -> Space:
 def truth(space: Space, seed: int = 0, joint: float = 0.0) -> Truth:
     """70 plus an effect per option, only where its block runs, plus products of options that meet in a layer."""
     generator = np.random.default_rng(seed)
-    gates = gates_by_choice(space)
+    gates = space.gates_by_choice()
     column = {choice.name: i for i, choice in enumerate(space.choices)}
     effects = {c.name: np.sort(generator.normal(0, 1, len(c.options))) for c in space.searched()}
     pairs = {
@@ -186,7 +186,7 @@ def test_the_papers_form_counts_depth_once() -> None:
     column = {choice.name: i for i, choice in enumerate(space.choices)}
     paper = mean + scores.of(space, test.positions)
     twice = paper.copy()
-    for choice, gates in gates_by_choice(space).items():
+    for choice, gates in space.gates_by_choice().items():
         for gate, least in gates if space.choice(choice).searched and len(gates) == 1 else ():
             if space.choice(gate).kind == "depth":
                 at = records.positions[:, column[gate]] == least

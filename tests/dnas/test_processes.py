@@ -59,7 +59,8 @@ scores, _ = search(supernet, Budget(bops=0.1), *sets, None, SearchConfig(**setti
 assert checkpoint.exists()
 (folder / f"{engine.rank}.json").write_text(scores.to_json())
 small = realise(supernet, select(scores, space, Budget(bops=0.1)))
-retrain(small, sets[0], sets[2], None, RetrainConfig(epochs=1, norm_images=16), engine)
+history = retrain(small, sets[0], sets[2], None, RetrainConfig(epochs=1, norm_images=16), engine)
+(folder / f"history_{engine.rank}.json").write_text(json.dumps(history))
 save_model(small, str(folder / f"{engine.rank}.safetensors"))
 """
 
@@ -86,6 +87,8 @@ def test_every_process_ends_with_the_same_scores(settings: dict[str, object], tm
     assert connected == ["False", "False"]  # a process that ends connected may be aborted after its work
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
+    histories = [json.loads((tmp_path / f"history_{rank}.json").read_text()) for rank in range(2)]
+    assert histories[0] == histories[1]  # what a record says does not depend on who writes it last
     weights, others = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert weights.keys() == others.keys()
     for name, value in weights.items():  # batch-norm statistics, too, though each process has images of its own

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import library as torch_library
 
 from quant.depthwise import DepthwiseConv2d, depthwise, has_own_gradient
 from quant.kernel import kernel_available
@@ -129,7 +130,7 @@ def test_a_float_networks_twin_trains_it_with_its_hooks() -> None:
 def test_it_compiles() -> None:
     assert kernel_available()
     layer, x = nn.Conv2d(8, 8, 5, padding=2, stride=2, groups=8), torch.randn(3, 8, 9, 9)
-    torch.library.opcheck(
+    torch_library.opcheck(
         torch.ops.dnas.depthwise_weight_grad, (torch.randn(3, 8, 5, 5), x, [5, 5], [2, 2], [2, 2], [1, 1])
     )
     compiled = torch.compile(lambda x: depthwise(layer, x, layer.weight), fullgraph=True)
