@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_verdict import correct, difference, panel, picture, renamed, summary
+from pareto_verdict import correct, difference, mixed, panel, picture, renamed, summary
 
 from dnas.report.plots import Panel
 from quant.files import write_atomically
@@ -54,6 +54,10 @@ def verdict(rows: Sequence[dict[str, Any]], table: dict[str, Any] | None = None)
                 "starts": {
                     method: sorted({r["start"] for r in counted if (r["method"], r["budget_id"]) == (method, budget_id)})
                     for method in METHODS
+                },
+                "mixed": {
+                    other: mixed(rows, ("binas", other), budget_id)
+                    for other in ("uniform", "random", "uniform_longer", "recentred_once")
                 },
                 "validation": difference(own, "uniform", budget_id, "validation_accuracy"),
                 "binas - uniform_longer": difference(own, "uniform_longer", budget_id),

@@ -126,12 +126,12 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
 def better_start(rows: Sequence[dict[str, Any]], method: str, budget_id: str) -> str | None:
     """Which start gives a method's architectures that seed 0 trained from both the higher mean validation accuracy.
 
-    None where it has trained none from both.
+    None where it has trained none from both by the same arithmetic.
     """
-    found: dict[str, dict[str, float]] = {"float": {}, "supernet": {}}
+    found: dict[str, dict[tuple[str, int], float]] = {"float": {}, "supernet": {}}
     for row in rows:
         if _cell(row) == (method, budget_id, 0) and row["role"] not in ("screen", ELSEWHERE):
-            found[row["start"]][row["architecture"]] = row["validation_accuracy"]
+            found[row["start"]][row["architecture"], arithmetic(row)] = row["validation_accuracy"]
     both = set(found["float"]) & set(found["supernet"])
     if not both:
         return None
@@ -349,5 +349,9 @@ class Plan:
                 return
         self.trained([job for start in ("float", "supernet") for job in jobs(0, start)])
         start = better_start(finished(self.setting), method, self.budget_id)
-        assert start is not None
+        if start is None:
+            raise RuntimeError(
+                f"{method} at {self.budget_id}: the rows of seed 0 from float weights and from the supernet are of different "
+                f"arithmetic; remove the older ones from {self.setting.result} and {self.setting.runs / 'rows'}"
+            )
         self.trained([job for seed in self.seeds if seed for job in jobs(seed, start)])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pareto_plan import computed, made
+from pareto_plan import computed, made, narrow
 from pareto_runs import ELSEWHERE
 from pareto_targets import targets
 from scipy import stats
@@ -225,8 +225,15 @@ def elsewhere(rows: Sequence[dict[str, Any]], budget_id: str) -> dict[str, Any] 
         before = [{**r, "method": ELSEWHERE, "role": "main"} for r in own if r["method"] == method]
         found = difference([*renamed(rows, method), *before], ELSEWHERE, budget_id)
         if found:
-            return {**found, "method": method, "processors": sorted({r["processor"] for r in before})}
+            here = [r for r in rows if (r["method"], r["budget_id"], r["role"]) == (method, budget_id, "main")]
+            return {**found, "method": method, "here": processors(here), "processors": processors(before)}
     return None
+
+
+def processors(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Where rows were trained."""
+    names = {(row.get("processor") or "another processor", narrow(row)) for row in rows}
+    return sorted(f"{name} {'without' if without else 'with'} AVX-512" for name, without in names)
 
 
 def pooled(rows: Sequence[dict[str, Any]], budgets: Sequence[str], methods: Sequence[str]) -> dict[str, Any] | None:

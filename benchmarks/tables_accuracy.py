@@ -63,6 +63,11 @@ def verdict(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes, *corrected(content), *pooled(content)])
 
 
+def marked(pair: dict[str, Any] | None, mark: str) -> str:
+    """A paired difference, where there is one, and the mark of what was not computed alike."""
+    return interval(pair) + mark if pair else ""
+
+
 def headline(content: dict[str, Any]) -> str:
     """What is won against uniform networks, and lost, in a sentence; p-values of 0.05, corrected for the budgets, decide."""
     shown, open_at, seeds = [], [], set()
@@ -193,10 +198,12 @@ def elsewhere(content: dict[str, Any]) -> list[str]:
     pairs = [(found["bops"], pair) for found in content["budgets"].values() if (pair := found["elsewhere"])]
     if not pairs:
         return []
-    names = " and ".join(sorted({name for _, pair in pairs for name in pair["processors"]}))
     searched = {"ours": "**dnas**", "untrained": "rounds that measure"}
     shown = "; ".join(f"{searched[pair['method']]} {interval(pair)} at {bops:.2%}" for bops, pair in pairs)
-    return [f"What was searched and trained here minus the same on {names}, paired: {shown}."]
+    here, there = (
+        " and ".join(sorted({name for _, pair in pairs for name in pair[place]})) for place in ("here", "processors")
+    )
+    return [f"Searched and trained on {here} minus the same on {there}, paired: {shown}."]
 
 
 def binas(content: dict[str, Any]) -> str:
@@ -208,16 +215,18 @@ def binas(content: dict[str, Any]) -> str:
     lines = head(heads)
     for found in content["budgets"].values():
         methods, uniform = found["methods"], mean(found["methods"]["uniform"])
+        marks = {other: MIXED if one else "" for other, one in found["mixed"].items()}
         if not any(methods[method] for method in ("binas", "uniform", "random")):
             continue
         cells = [
             limits(found),
             f"{uniform}, {', '.join(found['uniform'])}, at {methods['uniform']['cost']:.1%} of the BOPs" if uniform else "",
-            mean(methods["random"]), mean(methods["binas"]), interval(found["binas - uniform"]), interval(found["validation"]),
-            interval(found["binas - random"]), ", ".join(f"{max(values):.1%}" for values in found["spent"].values() if values),
+            mean(methods["random"]), mean(methods["binas"]), marked(found["binas - uniform"], marks["uniform"]),
+            marked(found["validation"], marks["uniform"]), marked(found["binas - random"], marks["random"]),
+            ", ".join(f"{max(values):.1%}" for values in found["spent"].values() if values),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    notes = [f"Float network: {content['float']:.2f} %."]
+    notes = [f"Float network: {content['float']:.2f} %.", *([ALIKE] if any(MIXED in line for line in lines) else [])]
     if own := next((one for found in content["budgets"].values() if (one := found["methods"]["binas"])), None):
         trained = [
             one["images_retrain"] for found in content["budgets"].values() if (one := found["methods"]["uniform"])
@@ -243,7 +252,7 @@ def binas(content: dict[str, Any]) -> str:
             images = f"{longer['images_retrain']:,.0f}"
             notes.append(
                 f"The best uniform network at {limits(found)}, trained on {images} images: {mean(longer)}; dnas minus it, "
-                f"paired: {interval(pair)}."
+                f"paired: {marked(pair, MIXED if found['mixed']['uniform_longer'] else '')}."
             )
         pairs = {other: interval(pair) for other, pair in found["recentred once"].items() if pair}
         if pairs:
@@ -304,13 +313,15 @@ def thesis_grid(content: dict[str, Any]) -> str:
     heads = (
         "filters varied in", "compositions x retrainings", "BOPs, of (3,3)'s", "means of compositions, %",
         "between architectures, points", "between retrainings, points", "p of no difference",
+        "the three on validation images",
     )  # fmt: skip
     lines = head(heads)
     for part, found in content["summary"].items():
-        low, high = found["means"]
+        (low, high), validation = found["means"], found["validation"]
+        again = f"{deviation(validation['architecture'])}; {deviation(validation['retraining'])}; {validation['p']:.2g}"
         lines.append(
             f"| {part} | {found['n']} x {found['seeds']} | {found['spent'][0]:.1%} to {found['spent'][1]:.1%} | {low:.2f} to "
-            f"{high:.2f} | {deviation(found['architecture'])} | {deviation(found['retraining'])} | {found['p']:.2g} |"
+            f"{high:.2f} | {deviation(found['architecture'])} | {deviation(found['retraining'])} | {found['p']:.2g} | {again} |"
         )
     return "\n".join([*lines, "", "Between: standard deviations with 95 % intervals."])
 

@@ -159,12 +159,12 @@ def train(setting: Setting, part: str, number: int, turn: int) -> dict[str, Any]
     return row
 
 
-def grouped(rows: Sequence[dict[str, Any]], part: str) -> dict[int, list[float]]:
-    """Test accuracies by composition; only those with all seeds."""
+def grouped(rows: Sequence[dict[str, Any]], part: str, measured: str = "accuracy") -> dict[int, list[float]]:
+    """Accuracies, on test images unless told, by composition; only those with all seeds."""
     found: dict[int, list[float]] = {}
     for row in rows:
         if row["part"] == part:
-            found.setdefault(row["composition"], []).append(row["accuracy"])
+            found.setdefault(row["composition"], []).append(row[measured])
     return {number: values for number, values in found.items() if len(values) == SEEDS}
 
 
@@ -174,9 +174,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for part in PARTS:
         groups, costs = list(grouped(rows, part).values()), [r["spent"] for r in rows if r["part"] == part]
         if len(groups) >= 2:
-            split = components(groups)
+            split, validation = (
+                {"architecture": one["search"], "retraining": one["retraining"], "p": one["p"]}
+                for one in map(components, (groups, list(grouped(rows, part, "validation_accuracy").values())))
+            )
             found[part] = {
-                "architecture": split["search"], "retraining": split["retraining"], "p": split["p"], "n": len(groups),
+                **split, "validation": validation, "n": len(groups),
                 "seeds": SEEDS, "spent": [min(costs), max(costs)],
                 "means": [min(map(statistics.mean, groups)), max(map(statistics.mean, groups))],
             }  # fmt: skip

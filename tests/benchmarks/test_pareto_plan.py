@@ -28,7 +28,7 @@ from pareto_plan import (
     side_by_side,
     with_roles,
 )
-from pareto_runs import Job, Setting, alone, digest
+from pareto_runs import ARITHMETIC, Job, Setting, alone, digest
 from pareto_verdict import components, nested
 
 import dnas
@@ -142,6 +142,20 @@ def test_starts_are_compared_by_networks_that_had_both() -> None:
     assert better_start(rows, "uniform", "small") == "float"
     assert better_start([*rows, row("second", "supernet", 77.9)], "uniform", "small") == "supernet"
     assert better_start(rows[:2], "uniform", "small") is None
+
+
+def test_starts_are_compared_within_one_revision_of_the_arithmetic(benchmark: Benchmark) -> None:
+    """A newer row from float weights says nothing beside an older one from a supernet: both are asked for."""
+    plan = benchmark.plan("small")
+    plan.uniform(["bb"])
+    file = next((benchmark.setting.runs / "rows").glob("*-supernet-*-r0-*.json"))
+    older = {**json.loads(file.read_text()), "arithmetic": ARITHMETIC - 1, "validation_accuracy": 100.0}
+    file.write_text(json.dumps(older))
+    for other in (benchmark.setting.runs / "rows").glob("*-float-*"):
+        other.write_text(json.dumps({**json.loads(other.read_text()), "arithmetic": ARITHMETIC}))
+    assert better_start(finished(benchmark.setting), "uniform", "small") is None
+    with pytest.raises(RuntimeError, match="different arithmetic; remove the older ones"):
+        plan.uniform(["bb"], screened=True)
 
 
 def test_a_search_gives_the_architecture_from_either_start(benchmark: Benchmark) -> None:

@@ -86,6 +86,7 @@ def rows(architecture: float, retraining: float, common: float) -> list[dict[str
         {
             "part": part, "composition": number, "retrain_seed": seed_of(part, number, turn), "spent": 0.97 + 0.01 * turn,
             "accuracy": 70 + own + retraining * generator.standard_normal() + effects[seed_of(part, number, turn)],
+            "validation_accuracy": 70 + 2 * own + retraining * generator.standard_normal(),
         }
         for part in PARTS for number in range(400) for own in [architecture * generator.standard_normal()]
         for turn in range(SEEDS)
@@ -97,6 +98,8 @@ def test_the_summary_finds_the_deviations_and_the_table_shows_them() -> None:
     for part in PARTS:
         assert found[part]["architecture"]["sd"] == pytest.approx(0.5, rel=0.1)
         assert found[part]["retraining"]["sd"] == pytest.approx(0.3, rel=0.1)
+        assert found[part]["validation"]["architecture"]["sd"] == pytest.approx(1.0, rel=0.1)
+        assert found[part]["validation"]["retraining"]["sd"] == pytest.approx(0.3, rel=0.1)
         assert found[part]["spent"] == [0.97, pytest.approx(0.99)]
     # with seeds of their own what a seed does to a network is retraining, whatever it would do to the others
     assert summary(rows(0.5, 0.3, 0.4))[PARTS[0]]["retraining"]["sd"] == pytest.approx(0.5, rel=0.1)
@@ -131,4 +134,6 @@ def test_the_committed_summary_is_that_of_the_committed_rows() -> None:
     for part, found in summary(content["rows"]).items():
         for name in ("architecture", "retraining"):
             assert found[name]["sd"] == pytest.approx(content["summary"][part][name]["sd"])
+            again = content["summary"][part]["validation"][name]
+            assert found["validation"][name]["sd"] == pytest.approx(again["sd"])
         assert found["n"] == content["summary"][part]["n"]
