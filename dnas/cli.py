@@ -120,7 +120,7 @@ def _again(folder: RunFolder, stage: str, options: Any, overrides: list[str], co
     """Whether a finished stage runs again, since it is given other options than it had.
 
     Raises:
-        RunError: it is given others, and what later stages made rests on it.
+        RunError: it is given others, and what later stages made, or have begun, rests on it.
     """
     had = folder.options(stage)
     asked = {override.lstrip("+~").split("=")[0] for override in overrides}
@@ -130,6 +130,8 @@ def _again(folder: RunFolder, stage: str, options: Any, overrides: list[str], co
     if not changed:
         return False
     after = [later for later in ("retrain", "export", "report") if stage == "select" and folder.finished(later)]
+    if stage == "select" and not after and any(folder.file(f"model.{kind}").exists() for kind in ("ckpt", "json")):
+        after = ["retrain"]  # begun with the selected network
     if after:
         raise RunError(
             f"{folder.path}: {stage} has finished with other options ({'; '.join(changed)}), and {', '.join(after)} rest on "

@@ -272,11 +272,16 @@ class Engine:
 
         Raises:
             NumericsError: a loss or gradient that is not finite.
+            ValueError: `checkpoint` is of another seed or of another training.
         """
         history: list[dict[str, float]] = []
         compiled = self._compiles(training)
         if checkpoint is not None and checkpoint.exists():
             state = load_state(checkpoint)
+            if state.get("seed", seed) != seed:
+                raise ValueError(
+                    f"{checkpoint} is of seed {state['seed']}, this run of {seed}; remove it to train again, or give another file"
+                )
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]
             compiled = bool(state.get("compiled", False))  # decided once: compiled and eager steps round differently
@@ -305,7 +310,7 @@ class Engine:
                 board.scalars({f"{training.name}/{k}": v for k, v in numbers.items()}, epoch + 1)
                 bar.update(task, note=_note(numbers))
                 if checkpoint is not None and self.rank == 0:
-                    state = {"training": training.state(), "history": history, "board": board.state()}
+                    state = {"training": training.state(), "history": history, "board": board.state(), "seed": seed}
                     save_state(checkpoint, state | {"compiled": steps.compiled})
         if self.world_size > 1:
             self.fabric.barrier()  # the others may read the checkpoint

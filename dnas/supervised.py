@@ -1,6 +1,8 @@
 """Training of one fixed network on labels, and on a teacher where there is one: the float and the realised network alike."""
 
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +10,11 @@ from torch import Tensor, nn
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches
 from dnas.recipe import Optimiser, OptimiserConfig, evaluate, task_loss, teacher_logits
+from dnas.space.architecture import Architecture
 from quant.layers import training_twin
+
+MOST_SHOWN = 5
+"""Differences that an error names."""
 
 
 class SupervisedTraining:
@@ -46,6 +52,10 @@ class SupervisedTraining:
         self.model = self.network = training_twin(model)  # evaluation uses the network itself, which is never compiled
         self.forward = engine.fabric.setup_module(self.model)
         self.optimiser = Optimiser(model.named_parameters(), steps, optimiser)
+        self.asked: dict[str, Any] = {"epochs": epochs, "distill": distill if teacher is not None else None}
+        self.asked |= {f"optimiser.{name}": value for name, value in asdict(optimiser).items()}
+        if isinstance(architecture := getattr(model, "architecture", None), Architecture):
+            self.asked |= architecture.identity()  # weights do not show all of it: widths
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's training batches."""
@@ -67,10 +77,30 @@ class SupervisedTraining:
         return {"accuracy": evaluate(self.trained, self.validation.epoch(0))[0]}
 
     def state(self) -> dict[str, Any]:
-        """Model and optimiser."""
-        return {"model": self.trained.state_dict(), "optimiser": self.optimiser.sgd.state_dict()}
+        """Model, optimiser, and what was asked for."""
+        return {
+            "model": self.trained.state_dict(),
+            "optimiser": self.optimiser.sgd.state_dict(),
+            "asked": json.dumps(self.asked),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores model and optimiser."""
+        """Restores model and optimiser.
+
+        Raises:
+            ValueError: it is the state of another training: of another architecture, or by another recipe.
+        """
+        before = json.loads(state.get("asked", "{}"))  # earlier versions did not say it
+        others = [
+            f"{name} is {before[name]} there, {value} here"
+            for name, value in self.asked.items()
+            if name in before and before[name] != value
+        ]
+        if others:
+            more = f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
+            raise ValueError(
+                f"the checkpoint is of another training: {'; '.join(others[:MOST_SHOWN])}{more}; remove it to train again, or "
+                "give another file"
+            )
         self.trained.load_state_dict(state["model"])
         self.optimiser.sgd.load_state_dict(state["optimiser"])

@@ -108,6 +108,9 @@ class Architecture:
                 raise ValueError(f"{name}: {len(set(kept))} filters are kept, but the option is {self.options[name]}")
         for group in self.space.groups:
             stays = (self.kept or {}).get(group.choice)
+            if stays is not None and not set(stays) <= set(range(group.size)):
+                outside = sorted(set(stays) - set(range(group.size)))
+                raise ValueError(f"{group.choice}: filters {outside} are kept, but there are 0 to {group.size - 1}")
             if stays is not None:
                 _check_blocks(self.space.choice(group.choice), group.size, stays)
             if stays is not None and group.blocks > 1:
@@ -220,6 +223,12 @@ class Architecture:
             side = f" {self[layer.kernel_choice]:>6}" if layer.kernel_choice else ""
             lines.append(f"{layer.name:32} {weight:>11} {act:>8} {ins:>9} {outs:>9}{side}")
         return "\n".join(lines)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this network, as JSON has it: space, option of every choice, kept filters."""
+        content = json.loads(self.to_json())
+        kept = {f"kept filters of {name}": indices for name, indices in (content["kept"] or {}).items()}
+        return {"space": content["space"], **content["options"], **kept}
 
     def to_json(self) -> str:
         """JSON with `type` and `version`; the space goes by its digest."""

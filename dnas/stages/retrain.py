@@ -6,6 +6,7 @@ from typing import Any
 from dnas.engine import derived_seed
 from dnas.recipe import batch_statistics, evaluate
 from dnas.retrain import retrain as train_realised
+from dnas.run import RunError
 from dnas.search.budget import BudgetError
 from dnas.select.reference import random_architecture, uniform_candidates
 from dnas.space.architecture import Architecture
@@ -42,9 +43,19 @@ def promising_uniform(run: Run) -> list[Architecture]:
 
 
 def _train(run: Run, method: str, file: str, architecture: Architecture) -> None:
-    """Trains one network unless its record is there already."""
+    """Trains one network unless its record is there already.
+
+    Raises:
+        RunError: the record of ours is of another network than the selected one.
+    """
     record = run.folder.file(f"{file}.json")
     if record.exists():
+        stored = json.loads(record.read_text(encoding="utf-8"))["architecture"]
+        before = Architecture.from_json(json.dumps(stored), run.space).identity()
+        if method == "ours" and any(before.get(name) != value for name, value in architecture.identity().items()):
+            raise RunError(
+                f"{record} is of another network than architecture.json; remove it and {file}.ckpt to train the selected one"
+            )
         return
     config = run.config.retrain
     supernet = run.starting_supernet()

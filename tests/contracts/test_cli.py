@@ -119,6 +119,26 @@ def test_other_options_of_a_finished_stage(
     assert "finished before" in capsys.readouterr().out
 
 
+def test_a_selection_that_a_training_has_begun_with_stays(
+    run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed between its own network and the baselines: another selection would be exported with its weights."""
+    shutil.copytree(run, "copy")
+    stages = Path("copy/stages.json")
+    records = json.loads(stages.read_text())
+    stages.write_text(json.dumps([r for r in records if r["stage"] not in ("retrain", "export", "report")]))
+    before = content(empty / "copy")
+    assert dnas(monkeypatch, "folder=copy", "stage=all", "select.solver=highs") == 1
+    assert "retrain rest on it; nothing was changed" in " ".join(capsys.readouterr().err.split())
+    assert content(empty / "copy") == before
+    architecture = json.loads(Path("copy/architecture.json").read_text())
+    name = next(name for name, option in architecture["options"].items() if "weight_bits" in name and option != 4)
+    architecture["options"][name] = 4
+    Path("copy/architecture.json").write_text(json.dumps(architecture))
+    assert dnas(monkeypatch, "folder=copy", "stage=retrain") == 1
+    assert "is of another network than architecture.json" in " ".join(capsys.readouterr().err.split())
+
+
 def test_another_configuration_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
