@@ -23,6 +23,7 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
 from dnas.space.choice import Space
+from dnas.space.exported import check_costs
 from dnas.space.preflight import (
     CostRange,
     LayerRow,
@@ -36,6 +37,7 @@ from dnas.space.preflight import (
 from dnas.space.trace import tensors_of
 from quant.brevitas import quantised_layers
 from quant.export import FORMATS, Format, export
+from quant.graph import read_layers
 from quant.runtimes import cpu_session
 
 REALISE = "realise"
@@ -231,6 +233,7 @@ def _export(small: nn.Module, inputs: tuple[Any, ...], format: Format, network: 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{format}.onnx"
             export(small, inputs, path, format)
+            check_costs(small.architecture, read_layers(path))  # type: ignore[arg-type]
             if format == "qcdq":
                 session = cpu_session(path)
                 names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]

@@ -280,7 +280,8 @@ class Engine:
             state = load_state(checkpoint)
             if state.get("seed", seed) != seed:
                 raise ValueError(
-                    f"{checkpoint} is of seed {state['seed']}, this run of {seed}; remove it to train again, or give another file"
+                    f"{checkpoint} is of seed {state['seed']}, this run of {seed}; remove it to train again, or give another "
+                    "file"
                 )
             training.load_state(state["training"])
             history, board_state = state["history"], state["board"]

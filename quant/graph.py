@@ -160,6 +160,7 @@ def image_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     """
     clone = ModelProto()
     clone.CopyFrom(model)
+    clone.graph.ClearField("value_info")  # exporters write them for a batch of any size
     for tensor in [*clone.graph.input, *clone.graph.output]:
         dims = tensor.type.tensor_type.shape.dim
         if tensor in clone.graph.input and dims:
@@ -175,7 +176,7 @@ def image_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     known = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in known}
     operands = [name for node in clone.graph.node if node.op_type in OPERATORS for name in (*node.input, *node.output)]
-    unknown = {name for name in operands if 0 in shapes.get(name, (0,))[1:] or name not in shapes}
+    unknown = {name for name in operands if 0 in shapes.get(name, (0,))}
     unknown -= {t.name for t in clone.graph.initializer}
     shapes |= measured_shapes(clone, sorted(unknown)) if unknown else {}
     return shapes | {t.name: tuple(t.dims) for t in inferred.graph.initializer}
@@ -185,10 +186,12 @@ def _positions(shapes: Mapping[str, tuple[int, ...]], tensor: str, linear: bool,
     if tensor not in shapes:
         raise ValueError(f"{where}: ONNX shape inference does not know the shape of tensor {tensor!r}")
     shape = shapes[tensor]
-    spatial = shape[1:-1] if linear else shape[2:]
-    if 0 in spatial:
+    around = (
+        shape[:-1] if linear else (shape[0], *shape[2:])
+    )  # the first dimension may hold several windows of the image
+    if 0 in around:
         raise ValueError(f"{where}: ONNX shape inference does not know the positions of {tensor!r}; found {shape}")
-    return int(np.prod(spatial, dtype=np.int64))
+    return int(np.prod(around, dtype=np.int64))
 
 
 def layers_of(model: ModelProto) -> list[ExportedLayer]:

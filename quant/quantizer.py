@@ -105,11 +105,16 @@ def drawn(x: Tensor, count: int = CALIBRATION_ELEMENTS) -> Tensor:
 
     Drawn at random: at equal distances they would all lie in one column of the images, where rows are a multiple as long.
     """
-    size = x.shape[-1]
-    if size <= count:
+    if x.shape[-1] <= count:
         return x
-    positions = torch.randint(size, (count,), generator=torch.Generator().manual_seed(0))
-    return x[..., positions.to(x.device)]
+    return x[..., drawn_positions(x.shape[-1], count).to(x.device)]
+
+
+def drawn_positions(size: int, count: int = CALIBRATION_ELEMENTS) -> Tensor:
+    """Where the entries that `drawn` takes out of so many are; shape (entries,)."""
+    if size <= count:
+        return torch.arange(size)
+    return torch.randint(size, (count,), generator=torch.Generator().manual_seed(0))
 
 
 def fit_step(x: Tensor, spec: QuantSpec, per_filter: bool, candidates: int = 80) -> Tensor:

@@ -12,6 +12,7 @@ from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ActRange, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
+from dnas.space.examples import input_samples, multiplications, sizes_of_calls, trace_few
 from dnas.space.granularity import (
     Decisions,
     Filters,
@@ -26,8 +27,8 @@ from dnas.space.lifetimes import lifetimes
 from dnas.space.optional import candidates, find_optional
 from dnas.space.plain import with_plain_layers
 from dnas.space.target import Target
-from dnas.space.trace import Call, Trace, is_searchable, tensors_of, trace_model
-from quant.quantizer import drawn, fit_step
+from dnas.space.trace import Call, Trace, is_searchable
+from quant.quantizer import fit_step
 from quant.spec import QuantSpec
 
 
@@ -102,14 +103,14 @@ def build_space(
         raise ValueError("space.filters is empty; use [1.0] to keep every filter")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     model = with_plain_layers(separate_attention(model))
-    trace = trace_model(model, inputs)
+    trace, few = trace_few(model, inputs)
     names = list(dict.fromkeys(call.layer for call in trace.calls))
     if not names:
         raise ValueError("the model runs no convolution or linear layer on example_inputs: there is nothing to search")
     excluded = {name for glob in exclude for name in matching(glob, names, "space.exclude")}
     for glob in filters if isinstance(filters, Mapping) else ():
         matching(glob, names, "space.filters")
-    coupling = find_coupling(model, inputs, names, candidates(model, min_depth is not None, branches))
+    coupling = find_coupling(model, few, names, candidates(model, min_depth is not None, branches))
     optional = find_optional(model, coupling.passages, names, min_depth, branches)
     act_of, shared = _share_tensors(trace)
     given = {act for act, calls in shared.items() if any(c.input_storage in trace.input_storages for c in calls)}
@@ -123,9 +124,9 @@ def build_space(
     legal_weights = tuple(sorted({w for w, _ in joint})) or target.legal("weight_bits", weight_bits)
     legal_acts = target.legal("act_bits", act_bits)
     layers, ranges = [], {}
-    batch = next((t.shape[0] for t in tensors_of(inputs) if t.dim() > 0), 1)
+    sizes = sizes_of_calls(model, few, trace)
     for name in names:
-        layer, calls = model.get_submodule(name), [call for call in trace.calls if call.layer == name]
+        layer, calls = model.get_submodule(name), [sizes[i] for i, call in enumerate(trace.calls) if call.layer == name]
         ins, outs = sides[(name, "in")], sides[(name, "out")]
         weight = f"{name}.weight_bits"
         if joint and act_of[name] not in eight:
@@ -136,10 +137,10 @@ def build_space(
             choices.append(Choice(weight, "weight_bits", options, *_by_filter(name in fine.weights, count, fine.block)))
         if name in excluded:
             fixed.append(Fixed(name, "excluded by space.exclude: full width, 8 bits"))
-        positions = sum(call.output_shape.numel() // max(batch * len(outs), 1) for call in calls)
+        positions = sum(made // max(len(outs), 1) for _, made in calls)
         kernel = int(torch.tensor(getattr(layer, "kernel_size", (1,))).prod())
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-            positions = sum(call.sample.numel() // max(batch * len(ins), 1) for call in calls)
+            positions = sum(read // max(len(ins), 1) for read, _ in calls)
         kind, depthwise = type(layer).__name__, is_depthwise(layer)
         sides_of = kernel_options(layer, kernels) if name not in excluded else ()
         if sides_of:
@@ -152,24 +153,25 @@ def build_space(
         )  # fmt: skip
     if kernels and not any(layer.kernel_choice for layer in layers):
         raise ValueError(f"space.kernels is {list(kernels)}, but no convolution has a larger square kernel of odd side")
-    for act, calls in shared.items():
+    samples = input_samples(model, inputs, trace, shared)
+    for act, readings in shared.items():
         options = (INPUT_BITS,) if act in eight else legal_acts
         if joint and act not in eight:
             choices.append(Choice(act, "pair_bits", pair_options(joint)))
         else:
-            count = -(-len(sides[(calls[0].layer, "in")]) // fine.block) if act in fine.tensors else 1
+            count = -(-len(sides[(readings[0].layer, "in")]) // fine.block) if act in fine.tensors else 1
             choices.append(Choice(act, "act_bits", options, *_by_filter(act in fine.tensors, count, fine.block)))
         if act in given:
             fixed.append(Fixed(act, "the network's input: 8 bits"))
-        ranges[act] = _calibrate(calls, choices[-1].act_bits)
-    fixed += _unlisted(model, trace, names, batch)
+        ranges[act] = _calibrate(*samples[act], choices[-1].act_bits)
+    fixed += _unlisted(model, trace, names, multiplications(model, few, trace))
     through = _through(coupling, sides)
     counts = [_sample(choice.options) for choice in choices[: len(groups)]]
-    for index, reason in failing_groups(model, inputs, groups, counts, layers, through).items():
+    for index, reason in failing_groups(model, few, groups, counts, layers, through).items():
         choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
         fixed.append(Fixed(groups[index].choice, reason))
     choices += optional.choices
-    tensors = lifetimes(trace, act_of, layers, batch, optional.gates)
+    tensors = lifetimes(trace, act_of, layers, sizes, optional.gates)
     return Space(
         tuple(choices), tuple(groups), tuple(layers), tuple(tensors), ranges,
         through, tuple(fixed), weight_narrow, target.pairs, tuple(optional.gates),
@@ -323,29 +325,19 @@ def _share_tensors(trace: Trace) -> tuple[dict[str, str], dict[str, list[Call]]]
     return act_of, shared
 
 
-def _calibrate(calls: list[Call], options: tuple[int, ...]) -> ActRange:
-    values = torch.cat([call.sample.detach().float().flatten() for call in calls])
-    signed = bool((values < 0).any())
-    some = drawn(values)
-    steps = tuple(float(fit_step(some, QuantSpec(bits, signed), per_filter=False)) for bits in options)
+def _calibrate(signed: bool, values: Tensor, options: tuple[int, ...]) -> ActRange:
+    steps = tuple(float(fit_step(values, QuantSpec(bits, signed), per_filter=False)) for bits in options)
     return ActRange(signed, steps)
 
 
-def _unlisted(model: nn.Module, trace: Trace, names: list[str], batch: int) -> list[Fixed]:
+def _unlisted(model: nn.Module, trace: Trace, names: list[str], macs: Mapping[tuple[str, str], int]) -> list[Fixed]:
     """Everything that multiplies or could be searched but is not among the layers."""
     fixed = [
         Fixed(name, trace.unusual.get(name, "did not run on example_inputs: left as it is"))
         for name, module in model.named_modules()
         if is_searchable(module) and name not in names
     ]
-    places: dict[tuple[str, str], int] = {}
-    for operation in trace.operations:
-        if operation.macs:
-            key = (operation.module, operation.name)
-            places[key] = places.get(key, 0) + operation.macs
     return fixed + [
-        Fixed(
-            f"{module or 'model'}:{name}", "not a layer of its own: runs and counts at 32 bits", macs // max(batch, 1)
-        )
-        for (module, name), macs in places.items()
+        Fixed(f"{module or 'model'}:{name}", "not a layer of its own: runs and counts at 32 bits", count)
+        for (module, name), count in macs.items()
     ]

@@ -11,16 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from dnas.space.choice import Group, Layer, Through
 from dnas.space.normalise import normalise_kept
 from dnas.space.slicing import Kept, filter_dimension, input_dimension, kept_channels, slice_model
 from dnas.space.trace import tensors_of
 
-EXAMPLES = 2
-"""Examples of the batch that are compared."""
-MIXED = 4
+MIXED = 2
 """Comparisons in which every group loses a share of its own."""
 TOLERANCE = 1e-4
 """Largest difference that counts as rounding, relative to the tensor's largest magnitude."""
@@ -38,7 +35,7 @@ def failing_groups(
 
     Args:
         model: left as it was.
-        inputs: positional arguments of its forward.
+        inputs: positional arguments of its forward, of a few examples.
         groups: of the space.
         options: for every group its filter counts; those with nothing to remove are not checked.
         layers: of the space.
@@ -107,13 +104,6 @@ class _Check:
         self.nearby: set[int] = set()
         """After a difference: the groups that the layer reads or makes after which it shows."""
         self.inputs = inputs
-        few = tree_map(lambda leaf: leaf[:EXAMPLES] if isinstance(leaf, Tensor) and leaf.dim() else leaf, inputs)
-        try:
-            with torch.no_grad():
-                self.model(*few)
-            self.inputs = few
-        except Exception:  # whatever the model raises: it needs the whole batch
-            self.inputs = inputs
 
     def difference(self, candidates: Sequence[int]) -> str:
         """What differs when these groups lose filters; empty if nothing does."""
@@ -122,6 +112,10 @@ class _Check:
         turns = [{i: min(turn, len(fewer[i]) - 1) for i in candidates} for turn in range(rounds)]
         # groups that are tied without being coupled agree as long as all lose alike: each loses something else, too
         turns += [{i: Random(f"{turn} {i}").randrange(len(fewer[i])) for i in candidates} for turn in range(MIXED)]
+        # and of every two groups in some turn one loses while the other stays whole: their numbers differ in some bit
+        for bit in range((len(candidates) - 1).bit_length()):
+            halves = [[i for at, i in enumerate(candidates) if (at >> bit) % 2 == side] for side in (0, 1)]
+            turns += [dict.fromkeys(half, 0) for half in halves]
         for turn in turns:
             found = self._compare({i: set(self.orders[i][: fewer[i][at]]) for i, at in turn.items()})
             if found:

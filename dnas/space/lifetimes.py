@@ -7,7 +7,11 @@ from dnas.space.trace import Call, Trace
 
 
 def lifetimes(
-    trace: Trace, act_of: Mapping[str, str], layers: Sequence[Layer], batch: int, gates: Sequence[Gate]
+    trace: Trace,
+    act_of: Mapping[str, str],
+    layers: Sequence[Layer],
+    sizes: Sequence[tuple[int, int]],
+    gates: Sequence[Gate],
 ) -> list[ActTensor]:
     """From when to when every quantised tensor, and every layer output that waits to become one, is held.
 
@@ -18,7 +22,7 @@ def lifetimes(
         trace: one forward pass.
         act_of: the activation choice of every layer.
         layers: in the order in which they run.
-        batch: examples in the pass.
+        sizes: elements that every call of the trace reads and makes per example.
         gates: modules that may be left out.
     """
     made: dict[int, int] = {}
@@ -33,8 +37,9 @@ def lifetimes(
     by_name = {layer.name: layer for layer in layers}
     tensors: list[ActTensor] = []
     for storage in quantised:
-        call = next(c for c in trace.calls if c.input_storage == storage)
-        elements = call.sample.numel() // max(batch * len(by_name[call.layer].inputs), 1)
+        number = next(i for i, c in enumerate(trace.calls) if c.input_storage == storage)
+        call = trace.calls[number]
+        elements = sizes[number][0] // max(len(by_name[call.layer].inputs), 1)
         first = 0 if storage in trace.input_storages else made.get(storage, 0)
         readers = tuple(dict.fromkeys(c.layer for c in trace.calls if gates and c.input_storage == storage))
         earlier: list[tuple[int, int]] = []
@@ -51,7 +56,7 @@ def lifetimes(
         becomes = _becomes(trace, call, quantised)
         if becomes is None or becomes == call.output_storage or made[becomes] <= order:
             continue
-        elements = call.output_shape.numel() // max(batch * len(by_name[call.layer].outputs), 1)
+        elements = sizes[order][1] // max(len(by_name[call.layer].outputs), 1)
         tensors.append(
             ActTensor(
                 quantised[becomes], call.layer, "output", elements, order, made[becomes], (call.layer,) if gates else ()

@@ -27,7 +27,7 @@ class Call:
     input_key: tuple[int, int]
     input_storage: int
     output_storage: int
-    sample: Tensor
+    input_shape: torch.Size
     output_shape: torch.Size
     start: int
 
@@ -132,7 +132,7 @@ def _watch(
                 if any(other is not None for other in others):
                     trace.unusual[name] = "called with more than its input (output_size): left as it is"
                 inside.append(name)
-                call = Call(name, (id(x), x._version), _storage(x), 0, x.detach().clone(), x.shape, 0)
+                call = Call(name, (id(x), x._version), _storage(x), 0, x.shape, x.shape, 0)
                 call.start = len(trace.operations)
                 trace.calls.append(call)
                 trace.inputs.append(x)

@@ -16,7 +16,7 @@ from dnas.search.supernet import Supernet
 from dnas.select.random_filters import _draw
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
-from dnas.stages.export import check_costs
+from dnas.space.exported import check_costs
 from quant.brevitas import quantised_layers
 from quant.graph import read_layers
 

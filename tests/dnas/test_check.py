@@ -53,3 +53,23 @@ def test_a_branch_that_starts_at_zero_hides_nothing() -> None:
     options = [space.choice(group.choice).options for group in space.groups]
     failing = failing_groups(mixing, inputs, space.groups, options, space.layers, space.through)
     assert {space.groups[index].members for index in failing} == {("a",)}
+
+
+@pytest.mark.parametrize("filters", [(0.5, 1.0), (0.25, 0.5, 0.75, 1.0)])
+def test_groups_that_have_to_be_alike_are_found_with_any_number_of_options(filters: tuple[float, ...]) -> None:
+    """A reshape takes for granted that one layer makes as many channels as another: one may not shrink alone."""
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            y = torch.relu(self.mix(x.flatten(2).transpose(1, 2)))
+            found: Tensor = self.head(y.reshape(len(x), -1, x.shape[1]).mean(1))
+            return found
+
+    torch.manual_seed(0)
+    space = build_space(Alike(), torch.randn(4, 3, 8, 8), (4, 8), (4, 8), filters)
+    assert [c.name for c in space.searched() if c.kind == "filters"] == []

@@ -18,8 +18,8 @@ from dnas.search.supernet import Supernet
 from dnas.select.reference import random_architecture
 from dnas.space.architecture import Architecture
 from dnas.space.build import build_space
+from dnas.space.exported import check_costs
 from dnas.stages.context import Run, load, open_folder
-from dnas.stages.export import check_costs
 from dnas.stages.retrain import promising_uniform, summary
 from dnas.stages.search import search
 from quant.export import export
