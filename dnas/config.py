@@ -218,6 +218,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.stage not in (*STAGES, *ON_REQUEST, "all"):
             raise ConfigError(f"stage={self.stage}; allowed: {[*STAGES, *ON_REQUEST, 'all']}")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}; allowed: 0 or more")
         taken = sorted(set(self.cost.functions) & {*COSTS, ENERGY, LATENCY})
         if taken:
             raise ConfigError(f"cost.functions.{taken[0]}: a built-in cost has this name; choose another one")

@@ -155,6 +155,24 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     return 100.0 * correct / max(count, 1), loss / max(count, 1)
 
 
+def evaluate_by_batch(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
+    """As `evaluate`, with batch norms that normalise by the batch at hand; a last batch of one image joins the one before."""
+    with batch_statistics(model):
+        return evaluate(model, _joined(batches))
+
+
+def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        if len(held) > 2:
+            yield held.pop(0)
+    if len(held) == 2 and len(held[1][1]) == 1:
+        (x, y), (more, labels) = held
+        held = [(torch.cat([x, more]), torch.cat([y, labels]))]
+    yield from held
+
+
 @contextmanager
 def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda norm: True) -> Iterator[None]:
     """Batch norms, or those that `which` holds for, normalise by the batch at hand; all else evaluates.

@@ -1,5 +1,6 @@
 """The search as one call: train a supernet under a budget, then score its options."""
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from dnas.search.filter_scores import COUNTS
 from dnas.search.measure import measure_scores
 from dnas.search.neighbourhood import NeighbourhoodTraining, first_images
 from dnas.search.one_shot import OneShotTraining
-from dnas.search.pool import average, collect
+from dnas.search.pool import Pool, average, collect
 from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
+from dnas.search.training import SearchConfig, SearchTraining, asked, check_relaxation
 from dnas.select.reference import bits_suffice, dearest_architecture, loosened, widest_uniform
 from dnas.select.select import any_architecture, select
 from dnas.space.architecture import Architecture
@@ -132,22 +133,38 @@ def _binas(
     sampler, pooled, judged = (
         path_sampler(space, budget, config, derived_seed(seed, name)) for name in ("paths", "pool", "judged")
     )
+    kept = checkpoint if engine.rank == 0 else None  # what the first process measures counts
+    files = [None if kept is None else kept.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
+    origin = json.dumps({"seed": seed, "checkpoint": checkpoint and checkpoint.name, "asked": asked(config, None)})
+    for file in files:
+        check_origin(file, origin, checkpoint, space)
     training = OneShotTraining(supernet, sampler, sets[0], sets[2], teacher, config, engine, board)
     history = engine.fit(training, checkpoint, board, seed)
     supernet.eval()
     torch.manual_seed(derived_seed(seed, "pool"))
     held_back = regrouped(first_batches(sets[1], POOL_BATCHES * config.pool_images), config.pool_images)
-    kept = checkpoint if engine.rank == 0 else None  # what the first process measures counts
-    files = [None if kept is None else kept.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
-    average(supernet, judged, held_back, config.judged, files[1])
+    average(supernet, judged, held_back, config.judged, files[1], origin)
     everywhere = round(config.pool * (1 - config.recentred))
-    pool = collect(supernet, pooled, held_back, everywhere, files[0])
+    pool = collect(supernet, pooled, held_back, everywhere, files[0], None, origin)
     for number in range(config.rounds if config.recentred else 0):
         middles = promising(fit_effects(space, pool).scores(space), space, budget, config.band)
         around = Neighbours(space, middles, config.mutation, derived_seed(seed, "recentred", str(number)))
         count = everywhere + round((config.pool - everywhere) * (number + 1) / config.rounds)
-        pool = collect(supernet, around, held_back, count, files[0], pool)
+        pool = collect(supernet, around, held_back, count, files[0], pool, origin)
     return fit_effects(space, engine.same(pool), config.neighbours).scores(space), history
+
+
+def check_origin(file: Path | None, origin: str, checkpoint: Path | None, space: Space) -> None:
+    """Raises ValueError where records are kept of another search than this one, or of one whose checkpoint is gone."""
+    if file is None or checkpoint is None or not file.exists():
+        return
+    if not checkpoint.exists():
+        raise ValueError(f"{file} is of a search whose checkpoint {checkpoint.name} is gone; remove it to search again")
+    if Pool.from_json(file.read_text(encoding="utf-8"), space).origin not in (
+        "",
+        origin,
+    ):  # earlier versions did not say it
+        raise ValueError(f"{file} is of another search than {checkpoint.name}; remove both to search again")
 
 
 def path_sampler(space: Space, budget: Budget, config: SearchConfig, seed: int) -> Sampler:

@@ -220,6 +220,16 @@ _KINDS: dict[type[nn.Module], tuple[Callable[..., nn.Module], tuple[str, ...]]] 
 }
 
 
+def _padding(layer: nn.Module) -> Any:
+    """As numbers where both sides get alike: onnxruntime refuses `same`, as torch writes it, where the kernel is dilated."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)  # type: ignore[arg-type]
+    missing = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
+    return "same" if any(n % 2 for n in missing) else tuple(n // 2 for n in missing)
+
+
 def filter_axis(layer: nn.Module) -> int:
     """The weight dimension that has one step per entry: 1 for transposed convolutions, else 0."""
     return 1 if bool(getattr(layer, "transposed", False)) else 0
@@ -294,7 +304,7 @@ def fixed_layer(
     injector = _injector(LearnedStepQuant(specs, weight_step, axis, values.dim()), proxy_class=LearnedStepWeight)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     result = build(
-        **{name: getattr(layer, name) for name in names},
+        **{name: _padding(layer) if name == "padding" else getattr(layer, name) for name in names},
         bias=bias is not None,
         weight_quant=injector,
         return_quant_tensor=False,

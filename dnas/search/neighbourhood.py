@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, first_batches, span
-from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
+from dnas.recipe import evaluate_by_batch, task_loss, teacher_logits
 from dnas.search.budget import Budget
 from dnas.search.measure import measure_scores
 from dnas.search.scores import Scores
@@ -143,8 +143,7 @@ class NeighbourhoodTraining:
         found = self.engine.same(found)
         self.scores = found if self.scores is None else self.scores.mean(found)
         self._go((self.select if epoch + 1 == self.epochs else self.around)(self.scores))
-        with batch_statistics(self.supernet):
-            accuracy, _ = evaluate(self.supernet, self.validation.epoch(0))
+        accuracy, _ = evaluate_by_batch(self.supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy, "images": float(self.seen + sum(passed))}
         self.seen = 0
         for name, limit in self.budget.limits(self.supernet.space).items():

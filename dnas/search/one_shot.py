@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, span
-from dnas.recipe import batch_statistics, evaluate, task_loss, teacher_logits
+from dnas.recipe import evaluate_by_batch, task_loss, teacher_logits
 from dnas.search.sampling import Sampler
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, asked, check_asked, freeze, weight_optimiser
@@ -110,8 +110,8 @@ class OneShotTraining:
         }
         numbers = {}
         for name, positions in found.items():
-            with supernet.taking(positions), batch_statistics(supernet):
-                numbers[f"accuracy_{name}"] = evaluate(supernet, self.validation.epoch(0))[0]
+            with supernet.taking(positions):
+                numbers[f"accuracy_{name}"] = evaluate_by_batch(supernet, self.validation.epoch(0))[0]
         return {"accuracy": float(np.mean(list(numbers.values()))), **numbers}
 
     def state(self) -> dict[str, Any]:

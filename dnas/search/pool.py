@@ -27,7 +27,7 @@ class Pool:
     """Records of sub-networks, each judged on held-back images.
 
     choices: names, those of all choices of the space. positions: shape (n, choices). accuracy: in %, batch: number of the
-    batch, images: how many; shape (n,) each.
+    batch, images: how many; shape (n,) each. origin: the search that they are of, as its file says it.
     """
 
     choices: tuple[str, ...]
@@ -35,15 +35,16 @@ class Pool:
     accuracy: NDArray[np.float64]
     batch: NDArray[np.int64]
     images: NDArray[np.int64]
+    origin: str = ""
 
     @staticmethod
-    def of(space: Space, records: Sequence[Record]) -> "Pool":
+    def of(space: Space, records: Sequence[Record], origin: str = "") -> "Pool":
         """A pool of these records."""
         positions, accuracy, batch, images = ([record[i] for record in records] for i in range(4))
         names = tuple(choice.name for choice in space.choices)
         return Pool(
             names, np.asarray(positions, dtype=np.int64).reshape(-1, len(names)), np.asarray(accuracy, dtype=np.float64),
-            np.asarray(batch, dtype=np.int64), np.asarray(images, dtype=np.int64),
+            np.asarray(batch, dtype=np.int64), np.asarray(images, dtype=np.int64), origin,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -51,7 +52,8 @@ class Pool:
 
     def take(self, rows: slice) -> "Pool":
         """These records."""
-        return Pool(self.choices, self.positions[rows], self.accuracy[rows], self.batch[rows], self.images[rows])
+        own = (self.positions[rows], self.accuracy[rows], self.batch[rows], self.images[rows])
+        return Pool(self.choices, *own, self.origin)
 
     def records(self) -> list[Record]:
         """The records one by one."""
@@ -60,7 +62,7 @@ class Pool:
 
     def to_json(self) -> str:
         """JSON with `type` and `version`."""
-        content = {"type": "dnas.Pool", "version": 1, "choices": list(self.choices)}
+        content = {"type": "dnas.Pool", "version": 1, "choices": list(self.choices), "origin": self.origin}
         return json.dumps({**content, "records": self.records()})
 
     @staticmethod
@@ -73,7 +75,7 @@ class Pool:
         content = read_typed(text, "dnas.Pool", 1)
         if content["choices"] != [choice.name for choice in space.choices]:
             raise ValueError("this pool is of another space; run stage=search again in a new folder")
-        return Pool.of(space, content["records"])
+        return Pool.of(space, content["records"], content.get("origin", ""))
 
 
 @torch.no_grad()
@@ -92,6 +94,7 @@ def collect(
     count: int,
     file: Path | None = None,
     known: Pool | None = None,
+    origin: str = "",
 ) -> Pool:
     """Judges random sub-networks on held-back images, every one on the next batch in turn.
 
@@ -102,6 +105,7 @@ def collect(
         count: records.
         file: where the pool is kept as it grows; what is there already is not done again.
         known: the first records.
+        origin: the search that the file is of.
     """
     space = supernet.space
     if file is not None and file.exists():
@@ -113,11 +117,18 @@ def collect(
         accuracy = one_shot_accuracy(supernet, positions, batches[which])
         records.append((positions.tolist(), accuracy, which, len(batches[which][1])))
         if file is not None and (len(records) == count or len(records) % SAVED == 0):
-            write_atomically(file, Pool.of(space, records).to_json())
-    return Pool.of(space, records[:count])
+            write_atomically(file, Pool.of(space, records, origin).to_json())
+    return Pool.of(space, records[:count], origin)
 
 
-def average(supernet: Supernet, draws: Draws, batches: Sequence[Batch], count: int, file: Path | None = None) -> Pool:
+def average(
+    supernet: Supernet,
+    draws: Draws,
+    batches: Sequence[Batch],
+    count: int,
+    file: Path | None = None,
+    origin: str = "",
+) -> Pool:
     """Judges random sub-networks, each on all batches: few records with little noise, to judge an estimator by.
 
     Args:
@@ -126,6 +137,7 @@ def average(supernet: Supernet, draws: Draws, batches: Sequence[Batch], count: i
         batches: held-back images.
         count: records.
         file: where they are kept; what is there already is not done again.
+        origin: the search that the file is of.
     """
     if file is not None and file.exists():
         return Pool.from_json(file.read_text(encoding="utf-8"), supernet.space)
@@ -134,7 +146,7 @@ def average(supernet: Supernet, draws: Draws, batches: Sequence[Batch], count: i
         positions = draws.positions(number)
         found = [one_shot_accuracy(supernet, positions, batch) for batch in batches]
         records.append((positions.tolist(), float(np.average(found, weights=sizes)), 0, sum(sizes)))
-    pool = Pool.of(supernet.space, records)
+    pool = Pool.of(supernet.space, records, origin)
     if file is not None:
         write_atomically(file, pool.to_json())
     return pool

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches, endless
-from dnas.recipe import Optimiser, OptimiserConfig, batch_statistics, evaluate, task_loss, teacher_logits
+from dnas.recipe import Optimiser, OptimiserConfig, evaluate_by_batch, task_loss, teacher_logits
 from dnas.search.budget import Budget
 from dnas.search.relax import HARD, Relaxation
 from dnas.search.score_function import BASELINES, score_function
@@ -293,8 +293,7 @@ class SearchTraining:
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Accuracy of the most probable architecture, every budgeted cost against its limit, and what drives them."""
         supernet = self.supernet
-        with batch_statistics(supernet):
-            accuracy, _ = evaluate(supernet, self.validation.epoch(0))
+        accuracy, _ = evaluate_by_batch(supernet, self.validation.epoch(0))
         numbers = {"accuracy": accuracy, "temperature": float(supernet.temperature)}
         likely = supernet.most_probable()
         with torch.no_grad():

@@ -101,7 +101,7 @@ def normalise_kept(module: nn.Module, x: Tensor, mask: Tensor | None, kind: Norm
     """
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     mask = torch.ones((), device=x.device) if mask is None else mask
-    mask = mask.to(x.dtype)
+    mask = mask.to(x)
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     eps = _eps(module)
     if kind == "group":

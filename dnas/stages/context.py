@@ -17,7 +17,7 @@ from dnas.board import Board
 from dnas.checkpoint import load_state
 from dnas.config import Config, parse_config
 from dnas.data import Batches, Data, Split, load_data
-from dnas.engine import Engine, derived_seed
+from dnas.engine import Engine, EngineConfig, derived_seed
 from dnas.loaders import EpochBatches
 from dnas.models import ModelConfig, build_model
 from dnas.models.imports import make_working_directory_importable
@@ -228,11 +228,12 @@ def as_started(config: Config, folder: RunFolder) -> Config:
     )  # fmt: skip
 
 
-def load(run_folder: str | Path) -> nn.Module:
+def load(run_folder: str | Path, device: str = "cpu") -> nn.Module:
     """The finished network of a run: realised, with its retrained weights, in evaluation mode.
 
     Args:
         run_folder: folder of a run whose retrain stage is done; nothing in it is unpickled.
+        device: where to, as `engine.device`, whatever the run was trained on.
 
     Returns:
         the network; `architecture` is an attribute of it.
@@ -240,5 +241,5 @@ def load(run_folder: str | Path) -> nn.Module:
     Raises:
         RunError: no run, or not finished so far.
     """
-    run = open_folder(Path(run_folder))
+    run = open_folder(Path(run_folder), Engine(EngineConfig(device=device, progress=False)))
     return run.realised(run.architecture(), run.folder.file("model.safetensors"))

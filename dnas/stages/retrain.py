@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from dnas.engine import derived_seed
-from dnas.recipe import batch_statistics, evaluate
+from dnas.recipe import evaluate, evaluate_by_batch
 from dnas.retrain import retrain as train_realised
 from dnas.run import RunError
 from dnas.search.budget import BudgetError
@@ -36,8 +36,8 @@ def promising_uniform(run: Run) -> list[Architecture]:
     supernet, validation = run.supernet(), run.batches("validation", 500, False)
 
     def loss(architecture: Architecture) -> float:
-        with supernet.evaluate_as(architecture), batch_statistics(supernet):
-            return evaluate(supernet, validation.epoch(0))[1]
+        with supernet.evaluate_as(architecture):
+            return evaluate_by_batch(supernet, validation.epoch(0))[1]
 
     return sorted(candidates, key=loss)[: run.config.retrain.uniform_candidates]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from dnas.recipe import batch_statistics, evaluate
+from dnas.recipe import evaluate_by_batch
 from dnas.search.relax import HARD
 from dnas.search.scores import Scores
 from dnas.select.select import select as select_architecture
@@ -32,8 +32,7 @@ def select(run: Run) -> None:
     names = list(run.budget.caps)
 
     def accuracy() -> float:
-        with batch_statistics(supernet):
-            return evaluate(supernet, validation.epoch(0))[0]
+        return evaluate_by_batch(supernet, validation.epoch(0))[0]
 
     def relative(architecture: Architecture) -> dict[str, float]:
         return {name: float(architecture.cost(name, relative=True)) for name in names}

@@ -233,6 +233,18 @@ def test_load_equals_the_exported_model(run: Path, tmp_path: Path, monkeypatch: 
     assert (found.argmax(1) == wanted.argmax(1)).all()
 
 
+def test_load_does_not_need_the_machine_that_trained(run: Path, tmp_path: Path) -> None:
+    """Nor its GPU, nor its processes."""
+    shutil.copytree(run, tmp_path / "copy")
+    stored = (tmp_path / "copy" / "config.yaml").read_text()
+    changed = stored.replace("device: auto", "device: cuda").replace("processes: 1", "processes: 2")
+    assert changed.count("device: cuda") == changed.count("processes: 2") == 1
+    (tmp_path / "copy" / "config.yaml").write_text(changed)
+    model = library.load(tmp_path / "copy")
+    for name, value in library.load(run).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
 def test_load_names_what_is_missing(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not a run folder"):
         library.load(tmp_path)

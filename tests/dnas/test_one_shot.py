@@ -1,5 +1,6 @@
 """One-shot training: which sub-networks a batch trains, from what they learn, where they are drawn, and that it resumes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,32 @@ def test_the_search_recentres_its_pool_and_keeps_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again[0] == results[0][0]
     assert images_seen(config, space, 48) == 3 * 48 + (60 + 10 * 8) * 16
+
+
+def test_records_of_another_search_are_refused_before_training(tmp_path: Path) -> None:
+    """Who removes a checkpoint to search again would get a new supernet with the old one's measurements."""
+    model, space = built()
+    config = SearchConfig(searcher="binas", epochs=1, pool=50, pool_images=16, judged=10, recentred=0.0)
+
+    def run(name: str, seed: int) -> None:
+        sets = (Counted(0), Counted(1, 8), Counted(2))
+        supernet = Supernet(model, space, seed=3)
+        search(supernet, Budget(bops=0.1), *sets, None, config, Engine(ENGINE), tmp_path / name, Board(None), seed)
+
+    run("a.ckpt", 5)
+    before = (tmp_path / "pool.json").read_text()
+    shutil.copy(tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"of another search than b.ckpt"):
+        run("b.ckpt", 5)
+    (tmp_path / "a.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"of a search whose checkpoint a.ckpt is gone; remove it to search again"):
+        run("a.ckpt", 6)
+    assert not (tmp_path / "a.ckpt").exists()
+    assert (tmp_path / "pool.json").read_text() == before
+    for name in ("pool.json", "judged.json"):
+        (tmp_path / name).unlink()
+    run("a.ckpt", 6)
+    assert (tmp_path / "pool.json").read_text() != before
 
 
 def test_a_pool_is_recentred_around_every_budget_that_a_run_has() -> None:

@@ -15,6 +15,7 @@ from dnas.recipe import (
     batch_statistics,
     distillation_losses,
     evaluate,
+    evaluate_by_batch,
     reestimate_batch_norm,
     task_loss,
     teacher_logits,
@@ -134,6 +135,31 @@ def test_wrong_rates(wrong: dict[str, float]) -> None:
 
 
 # --- batch norms
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"), [((4, 4, 1), (4, 5)), ((4, 3), (4, 3)), ((4, 1), (5,)), ((5,), (5,)), ((), ())]
+)
+def test_a_last_batch_of_one_image_joins_the_one_before(sizes: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """One image has no variance after a pooling; every image counts once."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Flatten())
+    batches = [
+        (torch.randn(size, 3, 4, 4, generator=generator), torch.randint(5, (size,), generator=generator))
+        for size in sizes
+    ]
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    accuracy, _ = evaluate_by_batch(model, batches)
+    assert tuple(seen) == wanted
+    correct, at = 0, 0
+    if batches:
+        x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+        with batch_statistics(model), torch.no_grad():
+            for size in wanted:
+                correct += int((model(x[at : at + size]).argmax(1) == y[at : at + size]).sum())
+                at += size
+    assert accuracy == pytest.approx(100 * correct / max(sum(sizes), 1))
 
 
 def snapshot(model: nn.Module) -> tuple[dict[str, Tensor], list[bool], list[float | None]]:

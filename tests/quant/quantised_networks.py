@@ -26,6 +26,7 @@ def kinds() -> list[Any]:
     """One plain layer of every kind."""
     return [
         nn.Conv1d(4, 6, 3, padding="same", dilation=2),
+        nn.Conv2d(4, 6, (2, 3), padding="valid"),
         nn.Conv2d(4, 6, (3, 1), stride=2, padding=1, groups=2, bias=False),
         nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
         nn.Conv3d(4, 6, 2),
