@@ -120,19 +120,11 @@ _REDUCTIONS = frozenset(
 )
 _ALONG = frozenset(
     [
-        "_softmax",
-        "_log_softmax",
-        "cumsum",
-        "cumprod",
-        "logcumsumexp",
-        "cummax",
-        "cummin",
-        "sort",
-        "topk",
-        "glu",
-        "kthvalue",
+        "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "topk", "glu", "kthvalue",
     ]
-)
+)  # fmt: skip
+_STRIDED = ("as_strided", "as_strided_")
+"""By which global poolings give dimensions of one index other strides where channels are innermost."""
 _LIKE = frozenset(["new_empty", "new_zeros", "new_ones", "new_full"])
 _VALUES = frozenset(
     ["_local_scalar_dense", "nonzero", "equal", "is_nonzero", "item", "masked_select", "unique_dim", "_unique2"]
@@ -280,16 +272,18 @@ class Follower(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        before = _geometry(args[0]) if name in _STRIDED else None
         out = func(*args, **kwargs)
         if not self.inside:
             reads, writes = tensors_of((args, kwargs)), tensors_of(out)
             self._alive.append((args, kwargs, out))
-            name = func.overloadpacket.__name__
             if name in _VALUES and not self.decides and any(id(t) in self._from_inputs for t in reads):
                 self.decides = self.reason(f"{name.strip('_')} of a tensor")
             self.spread(reads, writes)
-            labelled = [t for t in reads if self.of(t)]
-            if labelled:
+            if before is not None and before == _geometry(out):
+                self.put(out, self.of(args[0]))
+            elif any(self.of(t) for t in reads):
                 self._step(func, name, args, kwargs, reads, writes)
         return out
 
@@ -442,3 +436,8 @@ class Follower(TorchDispatchMode):
         left = {d: v for d, v in self.of(x).items() if d not in mixed}
         for tensor in writes:
             self.put(tensor, {d: v for d, v in left.items() if tensor.dim() == x.dim() and tensor.shape[d] == len(v)})
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    """Where the entries of a tensor are."""
+    return tensor.shape, [tensor.stride(d) for d, n in enumerate(tensor.shape) if n > 1], tensor.storage_offset()

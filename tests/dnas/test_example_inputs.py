@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas.models import resnet8
 from dnas.realise import realise
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
@@ -117,6 +118,20 @@ def test_positions_are_those_of_one_image(network: type[nn.Module], positions: l
             small = realise(Supernet(model, space), whole).eval()
             export(small, IMAGES[:2], tmp_path / "model.onnx", "qcdq")
             assert check_costs(whole, read_layers(tmp_path / "model.onnx"))["macs"] == whole.cost("macs")
+
+
+def test_channels_may_be_innermost() -> None:
+    """Poolings then write their result another way; the command trains like this."""
+    torch.manual_seed(0)
+    model = resnet8(3, 5).eval()
+    images = torch.randn(8, 3, 32, 32)
+    wanted = build_space(model, images, (2, 8), (2, 8), (0.5, 1.0))
+    model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    for count in (1, 2, 8):
+        found = build_space(model, images[:count], (2, 8), (2, 8), (0.5, 1.0))
+        assert found.choices == wanted.choices
+        assert found.fixed == wanted.fixed
+        assert found.layers == wanted.layers
 
 
 def test_steps_are_fitted_to_entries_of_all_examples() -> None:
