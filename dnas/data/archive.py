@@ -26,7 +26,7 @@ class Entry:
         label: the name of its class.
         name: its path inside the folder or zip.
         size: in bytes.
-        stamp: what changes with its content: the modification time in a folder, the CRC in a zip.
+        stamp: what changes with its content: the time of the last change in a folder, the CRC in a zip.
     """
 
     part: str
@@ -83,7 +83,8 @@ class Folder(Archive):
                         raise DataError(
                             f"{self.where(here + name)} cannot be read ({error.strerror}); repair or delete it"
                         ) from error
-                    found.append((here + name, status.st_size, status.st_mtime_ns))
+                    changed = max(status.st_mtime_ns, status.st_ctime_ns)  # copies may keep the former
+                    found.append((here + name, status.st_size, changed))
         return found, directories
 
     def read(self, name: str) -> bytes:
@@ -107,24 +108,26 @@ class Zip(Archive):
                 f"{path} is not a readable zip ({error}); data.path must be a directory or a complete zip: "
                 "fetch the file again, or give the directory"
             ) from error
+        # a name that is stored twice was updated: the last one counts
+        self._infos = {_plain(info.filename): info for info in self._zip.infolist()}
 
     def files(self) -> tuple[list[tuple[str, int, int]], list[str]]:
         """See `Archive`."""
         found: list[tuple[str, int, int]] = []
         directories: list[str] = []
-        for info in self._zip.infolist():
-            if _litter(info.filename.split("/")):
+        for name, info in self._infos.items():
+            if _litter(name.split("/")):
                 continue
-            if info.is_dir():
-                directories.append(info.filename.rstrip("/"))
+            if info.is_dir() or info.filename.endswith("\\"):
+                directories.append(name)
             else:
-                found.append((info.filename, info.file_size, info.CRC))
+                found.append((name, info.file_size, info.CRC))
         return found, directories
 
     def read(self, name: str) -> bytes:
         """See `Archive`."""
         try:
-            return self._zip.read(name)
+            return self._zip.read(self._infos[name])
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
             raise zipfile.BadZipFile(str(error)) from error
 
@@ -153,12 +156,12 @@ def open_archive(path: Path) -> Archive:
 def list_images(archive: Archive) -> tuple[tuple[str, ...], list[Entry]]:
     """The classes (sorted by name) and the images (sorted by part, class and name) of a folder.
 
-    Hidden files, `Thumbs.db`, `desktop.ini` and `__MACOSX` are skipped, as are files outside `train` and `test`. If all
-    lies in one directory (as many zips have it), that is taken as the root.
+    Hidden files, `Thumbs.db`, `desktop.ini` and `__MACOSX` are skipped, as are files outside `train` and `test`, but for
+    images of the same classes. If all lies in one directory (as many zips have it), that is taken as the root.
 
     Raises:
-        DataError: no images, another layout, files which are no images, an empty class, a single class, or a class of
-            the test images which has no training images.
+        DataError: no images, another layout, files which are no images, an empty class, a single class, a class of
+            the test images which has no training images, or images of the classes in another directory.
     """
     files, directories = archive.files()
     if not files:
@@ -166,7 +169,7 @@ def list_images(archive: Archive) -> tuple[tuple[str, ...], list[Entry]]:
     split = [(tuple(name.split("/")), size, stamp) for name, size, stamp in files]
     root = _root([parts for parts, *_ in split])
     suffixes = Image.registered_extensions()
-    entries = []
+    entries, elsewhere = [], []
     for parts, size, stamp in split:
         inside, name = parts[root:], "/".join(parts)
         if len(inside) > 1 and inside[0] in _OTHER_VALIDATION:
@@ -175,6 +178,8 @@ def list_images(archive: Archive) -> tuple[tuple[str, ...], list[Entry]]:
                 "(data.validation_share draws the validation images from there), or rename it to test"
             )
         if len(inside) < 2 or inside[0] not in PARTS:
+            if len(inside) == 3 and os.path.splitext(name)[1].lower() in suffixes:
+                elsewhere.append(inside)
             continue
         if len(inside) != 3:
             raise DataError(f"{archive.where(name)} does not lie in a class directory; {_LAYOUT}: move or delete it")
@@ -187,6 +192,12 @@ def list_images(archive: Archive) -> tuple[tuple[str, ...], list[Entry]]:
     if not any(entry.part == "train" for entry in entries):
         raise DataError(f"{archive.path} has no images in train/<class>/; {_LAYOUT}")
     _check_classes(archive, entries, [tuple(name.split("/"))[root:] for name in directories])
+    labels = {entry.label for entry in entries}
+    if others := sorted({part for part, label, _ in elsewhere if label in labels}):
+        raise DataError(
+            f"{archive.path} holds images of the same classes in {others[0]}, which would not be used; allowed: train and "
+            "test: rename it to test, move its images to train, or move it elsewhere"
+        )
     return tuple(sorted({entry.label for entry in entries})), sorted(entries)
 
 
@@ -211,6 +222,12 @@ def _root(paths: list[tuple[str, ...]]) -> int:
     if len(tops) != 1 or tops & {*PARTS, *_OTHER_VALIDATION}:
         return 0
     return 1 if any(len(parts) > 2 and parts[1] in PARTS for parts in paths) else 0
+
+
+def _plain(name: str) -> str:
+    """A name in a zip without leading ./ and with /, which some programs write otherwise."""
+    name = name if "/" in name else name.replace("\\", "/")
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _litter(parts: Iterable[str]) -> bool:

@@ -53,8 +53,12 @@ def load_dataset(config: DataConfig) -> Pool:
     names = getattr(train_set, "classes", None)
     if names is None:
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
-    else:
+    elif isinstance(names, Iterable) and not isinstance(names, str):
         classes = tuple(str(name) for name in names)
+    else:
+        raise DataError(
+            f"data.train has the attribute classes={names!r}; needed: the names of all classes, or no attribute"
+        )
     _check_labels(labels, "data.train", classes)
     test = None
     if config.test is not None:
@@ -131,6 +135,11 @@ def _image(image: Any, where: str, config: DataConfig) -> Tensor:
             )
         image = image.cpu().permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+            raise DataError(
+                f"{where} is a numpy array {list(image.shape)}; arrays are [height, width, channels]: transpose it, or deliver "
+                "a tensor [channels, height, width]"
+            )
         pixels = image.reshape(*image.shape[:2], -1)
         if pixels.shape[2] in (1, 3):
             image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))

@@ -224,6 +224,45 @@ def test_errors_of_folders(tmp_path: Path, packed: bool, extra: Files, keys: dic
     assert not list(tmp_path.glob("cache/.*"))
 
 
+@pytest.mark.parametrize("part", ["Test", "testing", "eval", "holdout", "TRAIN"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_that_would_not_be_used_are_refused(tmp_path: Path, packed: bool, part: str) -> None:
+    """Else test images are drawn from the training images, and the user's own are left alone."""
+    files = image_files(test=False)
+    files |= {name.replace("train/", f"{part}/"): content for name, content in files.items()}
+    files |= {"docs/pictures/a.png": encoded(1), "README.txt": b"of other things"}
+    path = make_zip(tmp_path / "a.zip", files) if packed else make_folder(tmp_path / "folder", files)
+    with pytest.raises(DataError, match=rf"images of the same classes in {part}.* rename it to test"):
+        load_data(config(path), 0)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zips_as_other_programs_write_them(tmp_path: Path) -> None:
+    files = image_files()
+    wanted = load_data(config(make_zip(tmp_path / "plain.zip", files)), 0)
+    dotted = make_zip(tmp_path / "dotted.zip", {f"./{name}": content for name, content in files.items()})
+    backward = make_zip(tmp_path / "back.zip", {name.replace("/", "\\"): content for name, content in files.items()})
+    twice = tmp_path / "twice.zip"
+    with zipfile.ZipFile(twice, "w") as archive:
+        for name in files:
+            archive.writestr(name, encoded(12345))  # updated since
+        for name, content in files.items():
+            archive.writestr(name, content)
+    for path in (dotted, backward, twice):
+        assert same(load_data(config(path), 0), wanted), path
+
+
+def test_a_file_that_keeps_its_time_and_size_is_decoded_again(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "folder", image_files(form="BMP"))
+    for path in root.rglob("*.bmp"):
+        os.utime(path, ns=(0, 0))
+    before = load_data(config(root), 0)
+    for number, path in enumerate(sorted(root.rglob("*.bmp"))):
+        path.write_bytes(encoded(5000 + number, form="BMP"))
+        os.utime(path, ns=(0, 0))
+    assert not same(load_data(config(root), 0), before)
+
+
 def test_errors_of_paths(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_bytes(b"no zip")
     (tmp_path / "folder").mkdir()

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnas.data import Batches, Data, DataConfig, DataError, load_data
+from dnas.data.sources import _image
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -96,6 +97,13 @@ def test_data_sets_by_target_agree_in_all_forms() -> None:
 def test_errors_of_data_sets(case: int) -> None:
     with pytest.raises(DataError, match=BROKEN[case][1]):
         load_data(DataConfig(source="dataset", train={"_target_": here("broken"), "case": case}), 0)
+
+
+def test_arrays_with_channels_first_are_refused() -> None:
+    """As CIFAR-10's pickles hold them once reshaped: 32 channels of 3 x 32 pixels would be trained on."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"numpy array \[3, 32, 32\]; arrays are \[height, width, channels\]"):
+        _image(images[0], "data.train[0]", DataConfig(name="x", source="dataset"))
 
 
 def test_errors_of_targets() -> None:
