@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,19 @@ def run_stages(config: DictConfig, overrides: list[str], console: Console) -> Pa
             console.print(f"{stage}: finished before, in {folder}", highlight=False)
             continue
         console.rule(stage)
-        with run.folder.stage(stage, options):  # type: ignore[arg-type]
+        with run.folder.stage(stage, options) if run.engine.rank == 0 else nullcontext():  # type: ignore[arg-type]
             RUN_STAGE[stage](run)
+        run.engine.same(stage)  # the others go on when it is recorded
     if run.folder.finished("report"):
         show(run)
     return folder
 
 
 def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]:
-    """The run folder and its configuration: that of an existing folder stands, and overrides must agree with it."""
+    """The run folder and its configuration: that of an existing folder stands, and overrides must agree with it.
+
+    Single keys are set in the stored configuration, so that a difference names these alone; with whole groups all is compared.
+    """
     here = Path.cwd()
     if config.folder is None and is_run_folder(here):
         folder = here
@@ -104,14 +109,18 @@ def _locate(config: DictConfig, overrides: list[str]) -> tuple[Path, DictConfig]
         name = f"{config.model.name}-{config.data.name}-{digest(config)}"
         return BASE / "".join(c if c.isalnum() or c in "-._" else "_" for c in name), config
     else:
-        folder = Path(config.folder)
+        folder = Path(config.folder).expanduser()
     if not is_run_folder(folder):
         return folder, config
     stored = stored_config(folder)
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
-    if any(key.replace("/", ".").split(".")[0] not in NOT_IDENTITY for key in given):
+    changing = [key for key in given if key.replace("/", ".").split(".")[0] not in NOT_IDENTITY]
+    if any("/" in key or "@" in key or (configuration_folder() / key).is_dir() for key in changing) or any(
+        override.startswith("~") for override in overrides
+    ):
         return folder, config
-    for key in ("stage", *(key for key in given if key.split(".")[0] in ("engine", "select", "export", "report"))):
+    later = [key for key in given if key.split(".")[0] in ("engine", "select", "export", "report")]
+    for key in ("stage", *changing, *later):
         OmegaConf.update(stored, key, OmegaConf.select(config, key), merge=False, force_add=True)
     return folder, stored
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from dnas.data import DataConfig
@@ -322,6 +324,17 @@ def known_keys(kind: Any = Config, path: str = "") -> dict[str, bool]:
     return found
 
 
+def check_syntax(argument: str, key: str, value: str) -> None:
+    """Raises ConfigError where Hydra cannot read an override, as with blanks, brackets or letters beyond ASCII in a value."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        quoted = value.replace("'", "\\'")
+        raise ConfigError(
+            f"{argument}: Hydra cannot read this value; quote it twice, for the shell and for Hydra: \"{key}='{quoted}'\""
+        ) from error
+
+
 def check_overrides(arguments: list[str], conf: Path) -> None:
     """Checks the keys and groups of a command line before Hydra composes, so that the error can name the fix.
 
@@ -336,6 +349,8 @@ def check_overrides(arguments: list[str], conf: Path) -> None:
         if "=" not in argument:
             raise ConfigError(f"{argument!r} is not key=value; e.g. budget.bops=0.05")
         key, value = argument.split("=", 1)
+        if key:
+            check_syntax(argument, key, value)
         key = key.lstrip("+~").split("@")[0]
         if key.split(".")[0].split("/")[0] == "hydra":
             continue

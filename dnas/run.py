@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from dnas.engine import peak_memory_mb, reset_peak_memory
 from dnas.space.energy import EnergyConfig
-from quant.files import write_atomically
+from quant.files import write_atomically, write_new
 
 NOT_IDENTITY = ("stage", "folder", "engine", "select", "export", "report", "hydra")
 """Keys that do not change what a run computes, so that they may differ when it is resumed; but see `identity`."""
@@ -42,12 +42,17 @@ class RunFolder:
     content: str = ""
 
     def create(self) -> None:
-        """Makes the folder and writes its configuration, unless it is there; killed at any moment, it can be repeated."""
-        if is_run_folder(self.path):
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.file(MARK).write_text(f"run folder of dnas, started in\n{Path.cwd()}\n", encoding="utf-8")
-        write_atomically(self.file("config.yaml"), self.content)
+        """Makes the folder and writes its configuration, unless it is there; killed at any moment, it can be repeated.
+
+        Raises:
+            RunError: another command made it meanwhile, with another configuration.
+        """
+        if not is_run_folder(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.file(MARK).write_text(f"run folder of dnas, started in\n{Path.cwd()}\n", encoding="utf-8")
+            write_new(self.file("config.yaml"), self.content)
+        if self.content:
+            check_same_run(self.path, DictConfig(OmegaConf.create(self.content)))
 
     def started_in(self) -> Path | None:
         """The working directory of the command that created the folder; None where it is not known or is gone."""
@@ -167,6 +172,16 @@ def stored_config(path: Path) -> DictConfig:
     return OmegaConf.create(with_later_keys(OmegaConf.to_container(stored)))  # type: ignore[arg-type]
 
 
+def check_same_run(path: Path, content: DictConfig) -> None:
+    """Raises RunError where a run folder is of another configuration."""
+    differing = differences(identity(stored_config(path)), identity(content))
+    if differing:
+        raise RunError(
+            f"{path} holds a run of another configuration: {'; '.join(differing[:5])}; nothing was changed. Use another "
+            "folder=..., leave these keys out to continue that run, or remove the folder"
+        )
+
+
 def open_run(path: Path, content: DictConfig) -> RunFolder:
     """The run folder at a path, if that can be one: it holds the same configuration, or nothing at all.
 
@@ -176,12 +191,7 @@ def open_run(path: Path, content: DictConfig) -> RunFolder:
         RunError: the folder holds another configuration, or files of something else.
     """
     if is_run_folder(path):
-        differing = differences(identity(stored_config(path)), identity(content))
-        if differing:
-            raise RunError(
-                f"{path} holds a run of another configuration: {'; '.join(differing[:5])}; nothing was changed. Use another "
-                "folder=..., leave these keys out to continue that run, or remove the folder"
-            )
+        check_same_run(path, content)
         return RunFolder(path)
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; nothing was changed. Use another folder=...")

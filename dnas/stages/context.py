@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from dnas.board import Board
 from dnas.checkpoint import load_state
 from dnas.config import Config, parse_config
-from dnas.data import Batches, Data, Split, load_data
+from dnas.data import Batches, Data, Split, digests, load_data
 from dnas.engine import Engine, EngineConfig, derived_seed
-from dnas.loaders import EpochBatches
 from dnas.models import ModelConfig, build_model
 from dnas.models.imports import make_working_directory_importable
 from dnas.realise import realise
@@ -48,8 +47,21 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        """The data set, split."""
-        return load_data(self.config.data, self.config.seed)
+        """The data set, split.
+
+        Raises:
+            RunError: it is not what the run began with: other images would be in the splits.
+        """
+        found = load_data(self.config.data, self.config.seed)
+        path = self.folder.file("preflight.json")
+        before = json.loads(path.read_text(encoding="utf-8")).get("data") if path.exists() else None
+        changed = [] if before is None else [name for name, digest in digests(found).items() if before[name] != digest]
+        if changed:
+            raise RunError(
+                f"{self.folder.path}: the images or labels of {', '.join(changed)} are not those that the run began with; test "
+                "images could have been trained on. Restore the data set, or use another folder=..."
+            )
+        return found
 
     @cached_property
     def functions(self) -> Mapping[str, LayerCost]:
@@ -156,11 +168,11 @@ class Run:
             load_model(model, weights, device=str(self.engine.device))
         return model.to(self.engine.device).eval()
 
-    def batches(self, split: Split | str, size: int, shuffle: bool, name: str = "") -> EpochBatches:
-        """Batches of a split; shuffled ones are augmented and complete."""
+    def batches(self, split: Split | str, size: int, shuffle: bool, name: str = "") -> Batches:
+        """Batches of a split; shuffled ones are augmented and complete, and no larger than this process's share of it."""
         data = self.data
         chosen = data.splits[split] if isinstance(split, str) else split
-        size = min(size, len(chosen))
+        size = max(1, min(size, len(chosen) // (self.engine.world_size if shuffle else 1)))
         return Batches(
             chosen,
             batch_size=size,

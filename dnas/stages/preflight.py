@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from dnas.data import digests
 from dnas.describe import Description, describe_space
 from dnas.models import ModelError
 from dnas.run import source_commit
@@ -48,7 +49,9 @@ def preflight(run: Run) -> None:
             "or use another target (conf/target/*.yaml)"
         )
     if LATENCY in config.budget.caps():
-        run.table = provide_table(run, space)
+        run.table = run.engine.same(
+            provide_table(run, space) if run.engine.rank == 0 else None
+        )  # times differ by process
     budget = run.budget
     budget.check(space)
     # all budgets and legal pairs together, before any training; and whether the solver is there
@@ -74,6 +77,7 @@ def preflight(run: Run) -> None:
             "fixed": [asdict(fixed) for fixed in space.fixed],
             "image_shape": list(run.data.image_shape),
             "classes": len(run.data.classes),
+            "data": digests(run.data),
         },
     )
 

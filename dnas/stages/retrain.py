@@ -86,7 +86,7 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
         "architecture": json.loads(architecture.to_json()),
         "validation_accuracy": accuracy,
         "seconds": sum(numbers["seconds"] for numbers in history),
-        "images": len(train) * config.batch_size * config.epochs * run.engine.world_size,
+        "images": len(train) * train.batch_size * config.epochs * run.engine.world_size,
         "history": history,
     }
     write_atomically(record, json.dumps(content, indent=1))

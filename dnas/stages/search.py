@@ -78,7 +78,7 @@ def search(run: Run) -> None:
         {
             "history": history,
             "seconds": epochs + scoring,
-            "images": (counted or images_seen(needed, run.space, len(weights) * config.search.batch_size))
+            "images": (counted or images_seen(needed, run.space, len(weights) * weights.batch_size))
             * run.engine.world_size,
             "epochs": needed.epochs,
         },

@@ -9,9 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import dnas as library
 from dnas.cli import configuration_folder, is_message
@@ -137,6 +139,46 @@ def test_a_selection_that_a_training_has_begun_with_stays(
     Path("copy/architecture.json").write_text(json.dumps(architecture))
     assert dnas(monkeypatch, "folder=copy", "stage=retrain") == 1
     assert "is of another network than architecture.json" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_data_set_that_changed_is_refused(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Splits are drawn anew from what lies there: images that trained the network could be tested on."""
+    generator = np.random.default_rng(0)
+
+    def add(numbers: range) -> None:
+        for label in ("ant", "bee"):
+            for number in numbers:
+                path = empty / "set" / "train" / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+
+    add(range(40))
+    own = ("data=image_folder", "data.path=set", "data.cache=null", "data.limit_train=null")
+    others = [setting for setting in SMALL if not setting.startswith("data")]
+    assert dnas(monkeypatch, "folder=run", *others, *own, "stage=preflight") == 0
+    assert dnas(monkeypatch, "folder=run", "stage=preflight") == 0
+    add(range(40, 60))
+    assert dnas(monkeypatch, "folder=run", "stage=search") == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "the images or labels of weights, choices, validation, test are not those that the run began with" in error
+    assert not (empty / "run" / "float.safetensors").exists()
+
+
+def test_a_value_that_hydra_cannot_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dnas(monkeypatch, "data=image_folder", "data.path=dünn (1)/a.zip", "budget.bops=0.1") == 1
+    assert "data.path='dünn (1)/a.zip'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_single_keys_are_compared_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert dnas(monkeypatch, "folder=run", "retrain.epochs=3") == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "retrain.epochs is 2 there, 3 here; nothing was changed" in error
+    assert dnas(monkeypatch, "folder=run", "retrain.epochs=2") == 0
 
 
 def test_another_configuration_is_refused(

@@ -112,7 +112,7 @@ def test_known_keys_are_all_leaves() -> None:
         ["+model.arguments.depth=20"], ["++engine.threads=2"], ["data.train._target_=a.B", "+data.train.split=train"],
         ["'+cost.functions.energy=a:b'".strip("'"), "+budget.own.energy=0.1"], ["hydra/launcher=slurm"],
         ["hydra.verbose=true"], ["--cfg", "job"], ["-c", "job", "seed=1"], ["--config-dir", "mine", "model=mine"],
-        ["--help"], ["model.checkpoint=a=b.pth"],
+        ["--help"], ["model.checkpoint='a=b.pth'"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -127,6 +127,7 @@ def test_right_command_lines(arguments: list[str]) -> None:
         ("++search.foo.bar=1", ["search.foo.bar"]), ("epochs=1", ["epochs", "search.epochs"]),
         ("model=resnet9", ["conf/model/resnet9.yaml", "model=resnet8"]),
         ("model=resnet8,resnet9", ["resnet9"]), ("model=null", ["conf/model/null.yaml"]), ("resnet8", ["key=value"]),
+        ("model.checkpoint=a=b.pth", ["\"model.checkpoint='a=b.pth'\""]), ("data.path=dünn", ["\"data.path='dünn'\""]),
         ("=3", ["unknown key"]), ("search.optimiser.rate=1", ["search.optimiser.rate", "lr"]),
     ],
 )  # fmt: skip

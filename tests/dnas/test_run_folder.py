@@ -35,6 +35,17 @@ def test_opening_writes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.path.iterdir()} == before
 
 
+def test_two_commands_that_start_at_once(tmp_path: Path) -> None:
+    """Of two configurations for one folder the second to make it is refused; one configuration may be given twice."""
+    first, other, again = (open_run(tmp_path / "x", content(seed=seed)) for seed in (0, 1, 0))
+    first.create()
+    with pytest.raises(RunError, match="seed is 0 there, 1 here"):
+        other.create()
+    again.create()
+    assert stored_config(tmp_path / "x") == content(seed=0)
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [".dnas", "config.yaml"]
+
+
 def test_what_does_not_count(tmp_path: Path) -> None:
     open_run(tmp_path, content()).create()
     open_run(tmp_path, content(stage="report", folder="x", engine={"device": "cuda"}, report={"title": "t"}))
