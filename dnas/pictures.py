@@ -248,7 +248,11 @@ def heat_map_picture(
             colour, weight = (INK, "bold") if position == favourite else (MUTED, "normal")
             _text(axes, left - 0.06, lower + band * (position + 0.5), str(option), "right", colour, 8, weight)
         if index + columns >= len(names):
-            for x, label, align in ((0.0, steps[0], "left"), (0.5, "epoch", "center"), (1.0, steps[-1], "right")):
+            for x, label, align in (
+                (0.0, steps[0], "left"),
+                (0.5, "epoch or round", "center"),
+                (1.0, steps[-1], "right"),
+            ):
                 _text(axes, left + x * span[-1], lower - 0.12, str(label), align, MUTED, 8)  # type: ignore[arg-type]
     title = f"{KINDS.get(kind, kind)}: probability of each option"
     _text(axes, gap, height - 0.2, f"{title} (bold: the most probable at the end)", "left", INK, 10)
@@ -258,7 +262,7 @@ def heat_map_picture(
         _text(axes, x, height - 0.415, label, "left", MUTED, 8)
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
-    return Picture(figure, f"{title}; {len(names)} choices, epochs {steps[0]} to {steps[-1]}")
+    return Picture(figure, f"{title}; {len(names)} choices, epochs or rounds {steps[0]} to {steps[-1]}")
 
 
 def _nearest(counts: Mapping[int, int]) -> int:

@@ -202,7 +202,8 @@ def _training(report: Mapping[str, Any]) -> Markup | None:
     parts: list[Any] = []
     for stage, history in (report.get("history") or {}).items():
         if history:
-            picture = training_picture(history, report.get("budgets"))
+            unit = "Round" if any("images" in record for record in history) else "Epoch"  # rounds count their images
+            picture = training_picture(history, report.get("budgets"), unit)
             parts.append(tag("h3", str(stage).capitalize()))
             if stage == "search" and report.get("untrained"):
                 parts.append(tag("p", UNTRAINED, "note"))

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.table import Table
 from scipy.stats import t as student
@@ -24,6 +25,7 @@ from dnas.report.rows import (
     runs_text,
     stand_in,
 )
+from dnas.run import identity
 from quant.files import write_atomically
 
 LEVEL = 0.95
@@ -31,13 +33,18 @@ LEVEL = 0.95
 
 
 KEY = ("model", "data", "convention", "start")
-"""What tells networks apart."""
+"""What tells networks apart, beside their configuration."""
+MOST_NAMED = 4
+"""Keys that a title names."""
+ASIDE = ("seed", "budget", "search_from")
+"""Sections of a configuration in which runs of one network may differ."""
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """Reads every folder's report.json and groups what it finds.
 
-    Networks differ in model, data, cost convention or the weights that retraining starts from; groups in budgets and method.
+    Networks differ in model, data, cost convention, the weights that retraining starts from, or the rest of their configuration
+    but for seed and budgets; groups in budgets and method.
     Each seed counts once: `random` with the mean of its draws, any other method with the row that validation accuracy picks
     (`rows.stand_in`). A row that is a mean over seeds itself goes in with its number of seeds and its spread, and is one pair.
 
@@ -45,12 +52,14 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
         folders: run folders.
 
     Returns:
-        JSON-able: `networks`, each with `float`, `groups` and `paired` (ours minus a baseline, seed by seed, with
+        JSON-able: `networks`, each with `differs` (keys of the configuration that tell it from others of its name), `float`,
+        `groups` and `paired` (ours minus a baseline, seed by seed, with
         a 95 % t-interval from two seeds on); `unfinished`, folders without a readable report; `repeated`, rows left
         out because their seed was there already.
     """
     networks: dict[tuple[str, ...], dict[str, Any]] = {}
     seen: dict[tuple[Any, ...], dict[Any, dict[str, Any]]] = {}
+    recipes: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, Any]]] = {}
     unfinished, repeated, runs = [], [], []
     for folder in folders:
         try:
@@ -59,8 +68,11 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
             unfinished.append({"folder": str(folder), "reason": str(error)})
             continue
         runs.append({key: report.get(key) for key in ("name", "seed", "versions", "machine", "commit", "stages")})
-        key = tuple(str(report.get(part) or "") for part in KEY)
-        network = networks.setdefault(key, {**dict(zip(KEY, key, strict=True)), "limits": {}})
+        name = tuple(str(report.get(part) or "") for part in KEY)
+        recipe = _recipe(report)
+        key = (*name, json.dumps(recipe, sort_keys=True))
+        network = networks.setdefault(key, {**dict(zip(KEY, name, strict=True)), "limits": {}})
+        recipes.setdefault(name, {})[key] = recipe
         budgets = {str(name): float(value) for name, value in sorted((report.get("budgets") or {}).items())}
         for name, value in (report.get("limits") or {}).items():
             network["limits"].setdefault(name, []).append(_share(value, (report.get("reference") or {}).get(name)))
@@ -86,6 +98,10 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
             for (budgets, method), rows in sorted(mine.items(), key=lambda item: (item[0][0], _rank(item[0][1])))
             if method in BASELINES and set(mine.get((budgets, "ours"), ())) & set(rows)
         ]
+    for own in recipes.values():
+        telling = sorted(k for k in set().union(*own.values()) if len({repr(one.get(k)) for one in own.values()}) > 1)
+        for key, recipe in own.items():
+            networks[key]["differs"] = {k: recipe.get(k) for k in telling}
     found = [networks[key] for key in sorted(networks)]
     return {
         "type": "dnas.Pareto",
@@ -177,9 +193,28 @@ def _entries(network: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*([network["float"]] if network["float"] else []), *network["groups"]]
 
 
+def _recipe(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of the part of a run's configuration that its networks have in common, whatever the seed and the budgets."""
+    content = OmegaConf.create(str(report.get("config") or "{}"))
+    found = identity(content) if isinstance(content, DictConfig) else {}
+    left = {key: value for key, value in found.items() if key not in ASIDE}
+    return {path: value for path, value in _leaves(left) if path not in ("retrain.start", "model.name", "data.name")}
+
+
+def _leaves(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, here)
+        else:
+            yield here, value
+
+
 def _title(network: Mapping[str, Any]) -> str:
     title = " on ".join(part for part in (network["model"], network["data"]) if part) or "network"
-    return f"{title}, retrained from float weights" if network["start"] == "float" else title
+    title = f"{title}, retrained from float weights" if network["start"] == "float" else title
+    differs = [f"{key}={value}" for key, value in network["differs"].items()]
+    return ", ".join([title, *differs[:MOST_NAMED], *(["..."] if len(differs) > MOST_NAMED else [])])
 
 
 def _name(entry: Mapping[str, Any]) -> str:

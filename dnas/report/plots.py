@@ -251,13 +251,17 @@ def _draw_scores_panel(
             axes.add_patch(Rectangle(frame, *size, fill=False, edgecolor=_CHOSEN, linewidth=2.0, zorder=3))
 
 
-def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[str, float] | None = None) -> Picture:
+def training_picture(
+    history: Sequence[Mapping[str, float]], budgets: Mapping[str, float] | None = None, unit: str = "Epoch"
+) -> Picture:
     """Losses, accuracies and costs over epochs; panels without a curve are left out.
 
     Args:
-        history: a record per epoch: `epoch` (else counted from 1), losses (their names contain "loss"), accuracies in
-            per cent (contain "accuracy"), and costs: `<name>_over_budget`, or `cost/<name>` in the unit of `budgets`.
+        history: a record per epoch, or other unit: `epoch` (else counted from 1), losses (their names contain "loss"),
+            accuracies in per cent (contain "accuracy"), and costs: `<name>_over_budget`, or `cost/<name>` in the unit of
+            `budgets`.
         budgets: what `cost/<name>` is divided by.
+        unit: that of the horizontal axis.
     """
     budgets = budgets or {}
     epochs = [float(record.get("epoch", index + 1)) for index, record in enumerate(history)]
@@ -293,7 +297,7 @@ def training_picture(history: Sequence[Mapping[str, float]], budgets: Mapping[st
         axes.set_ylabel(label, size=9.5, color=INK)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=9, labelcolor=INK)
         if last:
-            axes.set_xlabel("Epoch", size=10, color=INK)
+            axes.set_xlabel(unit, size=10, color=INK)
     return Picture(figure, "Training: " + ", ".join(shown))
 
 

@@ -294,6 +294,30 @@ def test_collect_groups_pairs_and_names_what_is_left_out(tmp_path: Path) -> None
     assert [pair["n"] for pair in network["paired"]] == [3, 2]
 
 
+def test_runs_of_other_recipes_are_other_networks(tmp_path: Path) -> None:
+    """Not another seed of one, nor left out as a repetition."""
+
+    def recipe(seed: int, epochs: int, budget: float = 0.05) -> str:
+        return f"seed: {seed}\nbudget: {{bops: {budget}}}\nretrain: {{epochs: {epochs}}}\nengine: {{threads: {seed}}}\n"
+
+    reports = [report(seed, accuracy, config=recipe(seed, epochs))
+               for seed, epochs, accuracy in ((0, 2, 60.0), (0, 12, 80.0), (1, 12, 81.0))]  # fmt: skip
+    reports.append(report(1, 70.0, budgets={"bops": 0.1}, config=recipe(1, 12, 0.1)))
+    found = collect(folders_of(tmp_path, reports))
+    assert found["repeated"] == []
+    shown = {
+        str(network["differs"]): {
+            (g["budgets"]["bops"], g["method"]): (g["accuracy"], g["seeds"]) for g in network["groups"]
+        }
+        for network in found["networks"]
+    }
+    assert shown["{'retrain.epochs': 2}"][0.05, "ours"] == (60.0, [0])
+    assert shown["{'retrain.epochs': 12}"][0.05, "ours"] == (80.5, [0, 1])
+    assert shown["{'retrain.epochs': 12}"][0.1, "ours"] == (70.0, [1])
+    write_pareto([tmp_path / f"run{i}" for i in range(4)], tmp_path / "out")
+    assert ", retrain.epochs=2" in Reader((tmp_path / "out/pareto.html").read_text(encoding="utf-8")).text()
+
+
 def test_write_pareto_and_table(tmp_path: Path) -> None:
     folders = folders_of(tmp_path, [report(seed, 96.0 + seed, 95.5 + 0.8 * seed) for seed in range(3)])
     (tmp_path / "crashed[1]").mkdir()
