@@ -320,7 +320,7 @@ class LatencyTable:
     The time of an empty call is taken off. machine: what it is valid for. slope, intercept: a whole network takes about
     slope * (sum over its layers) + intercept; the intercept is no part of the cost. beside: for some layers the branch whose
     absence changes how they run: what follows it decides whether a layer is computed in integers. checked: how well all
-    of that holds.
+    of that holds. geometry: of every layer what else its time depends on.
     """
 
     times: Mapping[Key, float]
@@ -329,6 +329,7 @@ class LatencyTable:
     intercept: float = 0.0
     beside: Mapping[str, str] = field(default_factory=dict)
     checked: Mapping[str, Any] | None = None
+    geometry: Mapping[str, Any] = field(default_factory=dict)
 
     def cost(self) -> "LatencyCost":
         """The table as a cost of layers."""
@@ -339,7 +340,8 @@ class LatencyTable:
         content = {
             "type": "dnas.LatencyTable", "version": 2, "note": NOTES[self.machine.get("precision", "int8")],
             "machine": dict(self.machine), "slope": self.slope, "intercept": self.intercept, "beside": dict(self.beside),
-            "checked": self.checked, "times": [[*key, round(value, 3)] for key, value in self.times.items()],
+            "checked": self.checked, "geometry": dict(self.geometry),
+            "times": [[*key, round(value, 3)] for key, value in self.times.items()],
         }  # fmt: skip
         return json.dumps(content, indent=1)
 
@@ -367,7 +369,7 @@ class LatencyTable:
         times = {(name, int(a), int(b), int(k), int(o)): float(t) for name, a, b, k, o, t in content["times"]}
         return LatencyTable(
             times, content["machine"], float(content["slope"]), float(content["intercept"]), content["beside"],
-            content["checked"],
+            content["checked"], content.get("geometry", {}),
         )  # fmt: skip
 
 

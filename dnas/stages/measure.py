@@ -46,18 +46,25 @@ def provide_table(run: Run, space: Space) -> LatencyTable:
     """The table of a space: that of the folder, that of `cost.latency`, or a new measurement.
 
     Raises:
-        LatencyError: a table of another machine or other settings, or a space that cannot be timed.
+        LatencyError: a table of another machine, other settings or another network, or a space that cannot be timed.
         RunError: `cost.latency` does not exist.
     """
     config, cost = run.config.measure, run.config.cost
     file = run.folder.file("latency.json")
     if not file.exists() and cost.latency is not None:
-        file = Path(cost.latency)
+        file = Path(cost.latency).expanduser()
         if not file.exists():
             raise RunError(f"cost.latency={file} does not exist; give a latency.json that stage=measure wrote, or null")
     if file.exists():
         here = None if cost.any_machine else machine(config)
-        return LatencyTable.from_json(file.read_text(encoding="utf-8"), here)
+        table = LatencyTable.from_json(file.read_text(encoding="utf-8"), here)
+        other = [name for name, found in geometry(space).items() if table.geometry.get(name, found) != found]
+        if other:
+            raise LatencyError(
+                f"{file} is of another network or other images: {other[0]} has (positions, kernel elements, groups) "
+                f"{table.geometry[other[0]]} there, {geometry(space)[other[0]]} here; measure here (cost.latency=null)"
+            )
+        return table
     if not run.config.export.fold_batch_norm:
         raise LatencyError(
             f"budget.{LATENCY} is that of networks whose batch normalisation is folded, but export.fold_batch_norm is false; "
@@ -117,8 +124,13 @@ def measure_network(model: nn.Module, images: Tensor, space: Space, config: Meas
             without = replace(full, options={**full.options, choice.name: 0})
             changed = requantised ^ _requantised(supernet, without, images)
             beside |= {name: choice.name for name in changed if space.runs(name, without.positions())}
-    table = measure_latency(model, images, space, config, requantised, beside)
+    table = replace(measure_latency(model, images, space, config, requantised, beside), geometry=geometry(space))
     return corrected(table, supernet, images, config) if config.networks else table
+
+
+def geometry(space: Space) -> dict[str, list[int]]:
+    """Positions (which images of other sizes and other strides change), kernel elements and groups of every layer."""
+    return {layer.name: [layer.positions, layer.kernel, layer.groups] for layer in space.layers}
 
 
 def _requantised(supernet: Supernet, architecture: Architecture, images: Tensor) -> set[str]:

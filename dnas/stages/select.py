@@ -23,6 +23,9 @@ def select(run: Run) -> None:
     scores = Scores.from_json(run.folder.read("scores.json", "search"))
     given = run.config.select
     selected = select_architecture(scores, run.space, run.budget, given.time_limit, given.solver)
+    if run.engine.world_size > 1:  # a time limit may end each process's selection elsewhere
+        text = run.engine.same(selected.to_json())
+        selected = replace(Architecture.from_json(text, run.space), functions=run.functions)
     certificate = selected.certificate
     assert certificate is not None
     # the solver's wall time stands in select.json: the architecture is the same file whenever it is selected

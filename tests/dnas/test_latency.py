@@ -232,6 +232,10 @@ def test_preflight_measures_and_the_folder_is_read_on_any_machine(
     assert "cost.any_machine=true" in capsys.readouterr().err
     assert dnas_command(monkeypatch, *other, "cost.any_machine=true") == 0
     assert (tmp_path / "other" / "latency.json").exists()
+    strided = (*other, "folder=strided", "cost.any_machine=true", "model.arguments.stem_stride=[1,1]")
+    assert dnas_command(monkeypatch, *strided) == 1
+    assert "is of another network or other images: " in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "strided").exists()
 
 
 def test_single_filters_are_not_timed() -> None:
