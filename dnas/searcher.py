@@ -24,7 +24,7 @@ from dnas.search.pool import Pool, average, collect
 from dnas.search.sampling import Neighbours, Sampler
 from dnas.search.scores import Scores
 from dnas.search.supernet import Supernet
-from dnas.search.training import SearchConfig, SearchTraining, asked, check_relaxation
+from dnas.search.training import SearchConfig, SearchTraining, check_relaxation
 from dnas.select.reference import bits_suffice, dearest_architecture, loosened, widest_uniform
 from dnas.select.select import any_architecture, select
 from dnas.space.architecture import Architecture
@@ -135,7 +135,7 @@ def _binas(
     )
     kept = checkpoint if engine.rank == 0 else None  # what the first process measures counts
     files = [None if kept is None else kept.with_name(name) for name in (POOL_FILE, JUDGED_FILE)]
-    origin = json.dumps({"seed": seed, "checkpoint": checkpoint and checkpoint.name, "asked": asked(config, None)})
+    origin = json.dumps({"seed": seed, "checkpoint": checkpoint and checkpoint.name})  # which says the rest
     for file in files:
         check_origin(file, origin, checkpoint, space)
     training = OneShotTraining(supernet, sampler, sets[0], sets[2], teacher, config, engine, board)
