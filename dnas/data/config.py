@@ -1,7 +1,7 @@
 """The configuration of a data set, and its checks."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,7 +43,7 @@ class DataConfig:
             for all (grey and colour files mixed are an error).
         image_size: n or [height, width]: images are scaled, keeping their proportions, until they cover this size,
             and cut at the centre; null demands that all have one size.
-        cache: folder: the directory for decoded images; null decodes at each start.
+        cache: folder: the directory for decoded images; "default" is that of `default_cache`; null decodes at each start.
         test_share: the share of the training images which becomes the test split, if the source has no test images.
         validation_share: the share of the training images (without the test split) which serves decisions.
         choices_share: the share of the remaining training images which trains the choices; the others train weights.
@@ -63,7 +63,7 @@ class DataConfig:
     test: dict[str, Any] | None = None
     channels: int | None = None
     image_size: Any = None
-    cache: str | None = field(default_factory=default_cache)
+    cache: str | None = "default"
     test_share: float = 0.2
     validation_share: float = 0.1
     choices_share: float = 0.5

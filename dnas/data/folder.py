@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dnas.data.archive import PARTS, Archive, Entry, list_images, open_archive
-from dnas.data.config import DataConfig, size_of
+from dnas.data.config import DataConfig, default_cache, size_of
 from dnas.data.pictures import check_same, decode, unreadable
 from dnas.data.types import DataError, Pool, Split
 
@@ -112,7 +112,8 @@ def _cache_file(config: DataConfig, path: Path, entries: list[Entry]) -> Path | 
         return None
     identity = [_FORMAT, config.channels, size_of(config), sorted([e.name, e.size, e.stamp] for e in entries)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return Path(to_absolute_path(os.path.expanduser(config.cache))) / f"{path.stem}-{key[:32]}.safetensors"
+    root = default_cache() if config.cache == "default" else config.cache
+    return Path(to_absolute_path(os.path.expanduser(root))) / f"{path.stem}-{key[:32]}.safetensors"
 
 
 def _read_cache(cache: Path, entries: list[Entry]) -> dict[str, Tensor] | None:

@@ -252,6 +252,19 @@ def test_zips_as_other_programs_write_them(tmp_path: Path) -> None:
         assert same(load_data(config(path), 0), wanted), path
 
 
+@pytest.mark.parametrize("given", ["", None, "own"])
+def test_the_cache_is_where_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """An empty variable is none, by the XDG convention."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if given is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / given) if given else "")
+    load_data(config(make_zip(tmp_path / "a.zip", image_files()), cache="default"), 0)
+    wanted = tmp_path / ("own" if given else "home/.cache") / "dnas"
+    assert [path.suffix for path in wanted.iterdir()] == [".safetensors"]
+
+
 def test_a_file_that_keeps_its_time_and_size_is_decoded_again(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "folder", image_files(form="BMP"))
     for path in root.rglob("*.bmp"):
@@ -299,8 +312,7 @@ def test_configuration_files(tmp_path: Path) -> None:
         digits = data_config(compose(overrides=["+data=digits"]).data)
     assert load_data(packed, 0).name == "CIFAR-10 (JPEG)"
     assert digits.augment == "shift"
-    assert digits.cache is not None
-    assert digits.cache.endswith("/dnas")
+    assert digits.cache == "default"
     for key, value, text in (
         ("path", "???", r"data\.path has no value"),
         ("limit_train", "many", r"`data` does not fit.*many"),
