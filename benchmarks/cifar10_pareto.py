@@ -72,7 +72,9 @@ function's as in Zur's thesis, with a leave-one-out baseline."""
 METHODS: dict[str, Callable[[Plan, argparse.Namespace], Any]] = {
     "ours": lambda plan, given: plan.searched(),
     "trained": lambda plan, given: plan.other("trained"),
-    "uniform": lambda plan, given: plan.uniform(uniform_rules(plan.setting, BUDGETS[plan.budget_id])),
+    "uniform": lambda plan, given: plan.uniform(
+        uniform_rules(plan.setting, BUDGETS[plan.budget_id]), both=given.both_starts
+    ),
     "random": lambda plan, given: plan.random(given.random),
     "greedy": lambda plan, given: plan.sensitivity("greedy", "greedy"),
     "scores": lambda plan, given: plan.sensitivity("scores", "exact"),
@@ -103,6 +105,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["ours", "uniform", "random"], choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--random", type=int, default=RANDOM, help="random architectures of a seed")
+    parser.add_argument(
+        "--both-starts", action="store_true", help="uniform networks of every seed from both starts; the better one counts",
+    )  # fmt: skip
     parser.add_argument(
         "--fresh", action="store_true",
         help="train these networks again, in a new --runs; what counted and was trained on another processor is kept beside "

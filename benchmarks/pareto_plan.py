@@ -293,12 +293,13 @@ class Plan:
         known = {row["search_seed"] for row in rows_of_search(finished(self.setting), self.budget_id, here)}
         self.trained([replace(job, retrain_seed=300 + job.search_seed) for job in jobs if job.search_seed not in known])
 
-    def uniform(self, rules: Sequence[str], screened: bool = False) -> str:
+    def uniform(self, rules: Sequence[str], screened: bool = False, both: bool = False) -> str:
         """Uniform networks: all for an epoch unless screened, the best in full and from both starts, that with every seed.
 
         Args:
             rules: as `Job.architecture` names them.
             screened: takes them for the finalists.
+            both: trains the best one from both starts with every seed; the better one of each seed counts.
 
         Returns:
             the best one's rule.
@@ -309,7 +310,7 @@ class Plan:
             rows = self.trained([replace(job, architecture=rule) for rule in rules])
             found = {rule: row["validation_accuracy"] for rule, row in zip(rules, rows, strict=True)}
             rules = sorted(rules, key=lambda rule: -found[rule])[:count]
-        self._both_starts("uniform", lambda seed: [rules[0]])
+        self._both_starts("uniform", lambda seed: [rules[0]], always=both)
         return rules[0]
 
     def longer(self, method: str, rule: str, epochs: int) -> None:
@@ -327,11 +328,13 @@ class Plan:
         """As many random architectures per seed."""
         self._both_starts("random", lambda seed: [f"random {RANDOM * seed + i}" for i in range(count)])
 
-    def _both_starts(self, method: str, rules: Callable[[int], list[str]], searched: Job | None = None) -> None:
+    def _both_starts(
+        self, method: str, rules: Callable[[int], list[str]], searched: Job | None = None, always: bool = False
+    ) -> None:
         """Trains the architectures of seed 0 from both starts, those of the other seeds from the better one.
 
         Where another budget has decided that already, those of all seeds from that one. `searched`: of architectures that a
-        search gives, whichever the start.
+        search gives, whichever the start. `always`: those of all seeds from both.
         """
         supernet = replace(searched or self.warm, role="candidate")
         floating = self.floating if searched is None else replace(supernet, start="float", epochs=FLOAT_EPOCHS)
@@ -354,4 +357,5 @@ class Plan:
                 f"{method} at {self.budget_id}: the rows of seed 0 from float weights and from the supernet are of different "
                 f"arithmetic; remove the older ones from {self.setting.result} and {self.setting.runs / 'rows'}"
             )
-        self.trained([job for seed in self.seeds if seed for job in jobs(seed, start)])
+        starts = ("float", "supernet") if always else (start,)
+        self.trained([job for seed in self.seeds if seed for one in starts for job in jobs(seed, one)])

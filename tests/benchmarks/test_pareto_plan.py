@@ -131,6 +131,17 @@ def test_uniform_networks_are_screened_then_trained_from_the_better_start(benchm
     assert [(row["architecture"], row["start"]) for row in rows] == [("cccc", "supernet")] * 3
 
 
+def test_uniform_networks_of_every_seed_may_start_from_both(benchmark: Benchmark) -> None:
+    benchmark.plan("small").uniform(["a", "cccc"], both=True)
+    in_full = {(j.architecture, j.start, j.retrain_seed) for j in benchmark.trained if j.role != "screen"}
+    assert in_full == {
+        ("a", "float", 0),
+        *(("cccc", start, seed) for start in ("float", "supernet") for seed in (0, 1, 2)),
+    }
+    rows = [row for row in finished(benchmark.setting) if row["role"] == "main"]
+    assert sorted(row["retrain_seed"] for row in rows) == [0, 1, 2]
+
+
 def test_starts_are_compared_by_networks_that_had_both() -> None:
     """The second finalist, which starts from float weights alone, says nothing of the start."""
 
