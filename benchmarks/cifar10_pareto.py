@@ -1,7 +1,7 @@
 """Does the search pay? `python benchmarks/cifar10_pareto.py /path/to/cifar10.zip` adds what is missing to the rows.
 
 CIFAR-10 (JPEG): 45,000 images for weights and choices, 5,000 for every decision, the 10,000 test images once per row. All
-methods start from one float network and get the same recipe. Ours sees 265,344 images in search and retraining, or 269,888
+methods start from one float network and get the same recipe. Ours sees 265,408 images in search and retraining, or 269,888
 where its search trains nothing; baselines that start from float weights see 269,952 in training alone. The other searches below
 see more than such baselines with their retraining (binas with one search for all budgets), and every row holds its images. At
 every budget:
@@ -9,9 +9,9 @@ every budget:
 - ours: the default. Where bits alone meet the budget with all filters, at the three larger budgets, options are switched in the
   float network at 8 bits and networks start from its weights; at 3.5 % the search trains its supernet, which they start from.
 - trained (not by default): the same with a supernet that is trained at the larger budgets, too (search.train=always).
-- uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in
-  full with seed 0, the better one of these from the supernet of the trained search, too, then with every seed from the start
-  that was better. The best of a seed's is its baseline. All of this is decided on the validation images.
+- uniform: pairs of widths at the largest share of filters that fits are trained for one epoch, the best two in full with seed
+  0, the better one of these from the supernet of the trained search, too, then with every seed from the start that was better
+  (--both-starts: from both). The best of a seed's is its baseline. All of this is decided on the validation images.
 - random: architectures at 96 to 100 % of the budget; seed 0 tries both starts, the other seeds the better one.
 - greedy, scores (not by default): selected by post-training sensitivities, greedily or exactly. score_function, gumbel: other
   searches; seed 0 tries both starts.
