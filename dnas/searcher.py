@@ -160,10 +160,8 @@ def check_origin(file: Path | None, origin: str, checkpoint: Path | None, space:
         return
     if not checkpoint.exists():
         raise ValueError(f"{file} is of a search whose checkpoint {checkpoint.name} is gone; remove it to search again")
-    if Pool.from_json(file.read_text(encoding="utf-8"), space).origin not in (
-        "",
-        origin,
-    ):  # earlier versions did not say it
+    before = Pool.from_json(file.read_text(encoding="utf-8"), space).origin
+    if before and before != origin:  # earlier versions did not say it
         raise ValueError(f"{file} is of another search than {checkpoint.name}; remove both to search again")
 
 
