@@ -63,6 +63,7 @@ def test_values_become_typed() -> None:
         ({"model": {"target": "???"}}, ["model.target", "must be given"]),
         ({"stage": "train"}, ["stage=train", "preflight"]),
         ({"seed": "one"}, ["seed", "conf/config.yaml", "int"]),
+        ({"seed": -1}, ["seed=-1; allowed: 0 or more"]),
         ({"export": {"formats": []}}, ["export.formats"]),
         ({"search": {"searcher": "neighbourhood"}, "relax": {"mode": "softmax"}}, ["relax.mode", "search=gumbel"]),
         (
