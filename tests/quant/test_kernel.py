@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import library as torch_library
 
 import quant.kernel as kernel
 
@@ -69,6 +70,6 @@ def test_shapes_and_strides_are_told_to_the_compiler() -> None:
             (torch.full((2,), 0.1), weights), (torch.full((2, 4), 0.1), weights), (torch.full((2, 4), 0.1), by_filter)
         ):  # fmt: skip
             rest = (tensor, own, steps, lower, upper)
-            torch.library.opcheck(torch.ops.dnas.mixture_forward, rest)
+            torch_library.opcheck(torch.ops.dnas.mixture_forward, rest)
             for op in (torch.ops.dnas.mixture_backward, torch.ops.dnas.mixture_backward_):
-                torch.library.opcheck(op, (torch.randn(tensor.shape), *rest, True))
+                torch_library.opcheck(op, (torch.randn(tensor.shape), *rest, True))
