@@ -12,7 +12,7 @@ from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ActRange, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
-from dnas.space.examples import input_samples, multiplications, sizes_of_calls, trace_few
+from dnas.space.examples import input_samples, multiplications, sizes_of_calls, trace_few, trace_one
 from dnas.space.granularity import (
     Decisions,
     Filters,
@@ -124,7 +124,8 @@ def build_space(
     legal_weights = tuple(sorted({w for w, _ in joint})) or target.legal("weight_bits", weight_bits)
     legal_acts = target.legal("act_bits", act_bits)
     layers, ranges = [], {}
-    sizes = sizes_of_calls(model, few, trace)
+    one, batch = trace_one(model, few, trace)
+    sizes = sizes_of_calls(one, batch)
     for name in names:
         layer, calls = model.get_submodule(name), [sizes[i] for i, call in enumerate(trace.calls) if call.layer == name]
         ins, outs = sides[(name, "in")], sides[(name, "out")]
@@ -164,7 +165,7 @@ def build_space(
         if act in given:
             fixed.append(Fixed(act, "the network's input: 8 bits"))
         ranges[act] = _calibrate(*samples[act], choices[-1].act_bits)
-    fixed += _unlisted(model, trace, names, multiplications(model, few, trace))
+    fixed += _unlisted(model, trace, names, multiplications(one, batch))
     through = _through(coupling, sides)
     counts = [_sample(choice.options) for choice in choices[: len(groups)]]
     for index, reason in failing_groups(model, few, groups, counts, layers, through).items():

@@ -43,6 +43,8 @@ def trace_few(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Trace, tuple[A
         ValueError: the model does not accept the inputs.
     """
     few = first_examples(inputs, FEW)
+    if batch_of(inputs) <= FEW:
+        return trace_model(model, inputs), inputs
     try:
         trace = trace_model(model, few)
     except ValueError:  # a model may be written for one size of its batch
@@ -52,37 +54,34 @@ def trace_few(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Trace, tuple[A
     return (trace, few) if alike else (trace_model(model, inputs), inputs)
 
 
-def sizes_of_calls(model: nn.Module, few: tuple[Any, ...], trace: Trace) -> list[tuple[int, int]]:
-    """Elements that every call of a trace reads and makes per example.
-
-    Measured with one example, as what is computed from parameters or tables alone does not grow with the batch. Where the
-    model does not run on one, what a call reads and makes is shared among the examples of the trace.
-    """
-    one = _trace_one(model, few, trace)
-    calls, batch = (trace.calls, batch_of(few)) if one is None else (one.calls, 1)
-    return [(_share(call.input_shape, batch), _share(call.output_shape, batch)) for call in calls]
+def sizes_of_calls(trace: Trace, batch: int) -> list[tuple[int, int]]:
+    """Elements that every call of a trace of so many examples reads and makes per example; see `trace_one`."""
+    return [(_share(call.input_shape, batch), _share(call.output_shape, batch)) for call in trace.calls]
 
 
-def multiplications(model: nn.Module, few: tuple[Any, ...], trace: Trace) -> dict[tuple[str, str], int]:
-    """Per example, of every operation outside of the layers, by its module and its name; see `sizes_of_calls`."""
-    one = _trace_one(model, few, trace)
-    operations, batch = (trace.operations, batch_of(few)) if one is None else (one.operations, 1)
+def multiplications(trace: Trace, batch: int) -> dict[tuple[str, str], int]:
+    """Per example, of every operation outside of the layers, by its module and its name; see `trace_one`."""
     found: dict[tuple[str, str], int] = {}
-    for operation in operations:
+    for operation in trace.operations:
         if operation.macs:
             key = (operation.module, operation.name)
             found[key] = found.get(key, 0) + operation.macs
     return {key: macs // max(batch, 1) for key, macs in found.items()}
 
 
-def _trace_one(model: nn.Module, few: tuple[Any, ...], trace: Trace) -> Trace | None:
+def trace_one(model: nn.Module, few: tuple[Any, ...], trace: Trace) -> tuple[Trace, int]:
+    """A trace of one example, and 1: what is computed from parameters or tables alone does not grow with the batch.
+
+    Where the model does not run on one as it does on the examples of the trace, that trace, and how many these are.
+    """
     single = first_examples(few, 1)
     try:
         one = trace_model(model, single)
     except ValueError:
-        return None
+        return trace, batch_of(few)
     alike = [c.layer for c in one.calls] == [c.layer for c in trace.calls]
-    return one if alike and _made(one.outputs, single) == _made(trace.outputs, few) else None
+    alike = alike and _made(one.outputs, single) == _made(trace.outputs, few)
+    return (one, 1) if alike else (trace, batch_of(few))
 
 
 def _made(outputs: Sequence[Tensor], inputs: tuple[Any, ...]) -> list[list[int]]:
