@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dnas.engine import Batch, Engine
 from dnas.loaders import EpochBatches
 from dnas.recipe import Optimiser, OptimiserConfig, evaluate, task_loss, teacher_logits
+from dnas.run import differences
 from dnas.space.architecture import Architecture
 from quant.layers import training_twin
 
@@ -91,11 +92,7 @@ class SupervisedTraining:
             ValueError: it is the state of another training: of another architecture, or by another recipe.
         """
         before = json.loads(state.get("asked", "{}"))  # earlier versions did not say it
-        others = [
-            f"{name} is {before[name]} there, {value} here"
-            for name, value in self.asked.items()
-            if name in before and before[name] != value
-        ]
+        others = differences({**self.asked, **before}, self.asked)
         if others:
             more = f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
             raise ValueError(

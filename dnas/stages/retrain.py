@@ -51,8 +51,8 @@ def _train(run: Run, method: str, file: str, architecture: Architecture) -> None
     record = run.folder.file(f"{file}.json")
     if record.exists():
         stored = json.loads(record.read_text(encoding="utf-8"))["architecture"]
-        before = Architecture.from_json(json.dumps(stored), run.space).identity()
-        if method == "ours" and any(before.get(name) != value for name, value in architecture.identity().items()):
+        before = Architecture.from_json(json.dumps(stored), run.space).identity() if method == "ours" else {}
+        if before and any(before.get(name) != value for name, value in architecture.identity().items()):
             raise RunError(
                 f"{record} is of another network than architecture.json; remove it and {file}.ckpt to train the selected one"
             )
