@@ -1,7 +1,7 @@
 """The mixed layer and the mixed activation: a user's layer whose widths and channels follow the current sample."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,14 +125,16 @@ class MixedActivation(Mixed):
         dimension = self.channels.dimension
         return self.mix(x.transpose(0, dimension), False, x.shape[0]).transpose(0, dimension)
 
-    @torch.no_grad()
-    def calibrate(self, tensors: Sequence[Tensor]) -> None:
-        """Sets every option's step to the least squared error on these tensors, per channel where they have steps."""
+    def drawn(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Entries of these tensors, enough to fit steps to: shape (entries,), (channels, entries) if channels have steps."""
         if self.channels is None:
-            values = drawn(torch.cat([x.detach().flatten() for x in tensors]))
-        else:
-            values = torch.cat([x.detach().transpose(0, self.channels.dimension).flatten(1) for x in tensors], 1)
-            values = drawn(values, max(8 * CALIBRATION_ELEMENTS // len(values), 8_192))  # bounded over all channels
+            return drawn(torch.cat([x.flatten() for x in tensors]))
+        values = torch.cat([x.transpose(0, self.channels.dimension).flatten(1) for x in tensors], 1)
+        return drawn(values, max(8 * CALIBRATION_ELEMENTS // len(values), 8_192))  # bounded over all channels
+
+    @torch.no_grad()
+    def calibrate(self, values: Tensor) -> None:
+        """Sets every option's step to the least squared error on such entries."""
         for k, spec in enumerate(self.specs):
             self.steps[k] = fit_step(values, spec, per_filter=self.channels is not None)
 
@@ -214,22 +216,32 @@ class MixedLayer(Mixed):
         return apply_layer(self.layer, self._shared[0](input), self.mixed_weight())
 
 
-@contextmanager
-def watched(model: nn.Module) -> Iterator[dict[MixedActivation, list[Tensor]]]:
-    """By activation what the layers that it serves read, before it is quantised; inside the context only."""
-    seen: dict[MixedActivation, list[Tensor]] = {}
+def read_by_activations(model: nn.Module, forward: Callable[[], Any]) -> dict[MixedActivation, Tensor]:
+    """By activation entries of what the layers that it serves read in a forward pass, before it is quantised.
+
+    They are drawn as soon as all of an activation's layers have run: no tensor of the pass is kept to its end.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MixedLayer)]
+    readers = Counter(module.activation for module in layers)
+    read: dict[MixedActivation, list[Tensor]] = {}
+    found: dict[MixedActivation, list[Tensor]] = {}
 
     def keep(module: MixedLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         (x,) = (*args, *kwargs.values())
-        seen.setdefault(module.activation, []).append(x.detach())
+        activation = module.activation
+        read.setdefault(activation, []).append(x.detach())
+        if len(read[activation]) == readers[activation]:
+            found.setdefault(activation, []).append(activation.drawn(read.pop(activation)))
 
-    layers = [module for module in model.modules() if isinstance(module, MixedLayer)]
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in layers]
     try:
-        yield seen
+        forward()
     finally:
         for handle in handles:
             handle.remove()
+    for activation, rest in read.items():  # not all of its layers ran, or not equally often
+        found.setdefault(activation, []).append(activation.drawn(rest))
+    return {activation: torch.cat(parts, -1) for activation, parts in found.items()}
 
 
 def _middle(side: int, kept: int) -> Tensor:

@@ -14,7 +14,7 @@ from dnas.recipe import batch_statistics, is_initial
 from dnas.search.choices import RelaxedChoices
 from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
-from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample, watched
+from dnas.search.mixed import Channels, Mixed, MixedActivation, MixedLayer, Sample, read_by_activations
 from dnas.search.normalise import MixedNorm, mask_indices
 from dnas.search.order import allowed, filter_table, first_ranked, force_first, keeping_order, place, place_filters
 from dnas.search.relax import HARD, Relaxation
@@ -183,13 +183,12 @@ class Supernet(nn.Module):
         """
         several = any(isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 for x in inputs)
         which = is_initial if several else lambda norm: False
-        with batch_statistics(self, which), self.quantisers_off(), watched(self.model) as seen:
-            self(*inputs)
-        for activation, tensors in seen.items():
-            activation.calibrate(tensors)
+        with batch_statistics(self, which), self.quantisers_off():
+            read = read_by_activations(self.model, lambda: self(*inputs))
+        for activation, values in read.items():
+            activation.calibrate(values)
             if activation.channels is not None:
-                found = torch.cat([x.transpose(0, activation.channels.dimension).flatten(1) for x in tensors], 1)
-                place(self.choices, activation, found, found.square().mean(1).cpu())
+                place(self.choices, activation, values, values.square().mean(1).cpu())
 
     # --- forward
 

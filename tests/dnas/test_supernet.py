@@ -1,6 +1,7 @@
 """The supernet: sampling, scores, state, and the networks that it contains."""
 
 import copy
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -345,6 +346,24 @@ def test_calibration_of_layers_called_by_keyword(generator: torch.Generator) -> 
     supernet.calibrate(10 * x)
     for steps, activation in zip(before, supernet.activations.values(), strict=True):
         assert not torch.equal(steps, activation.steps)
+
+
+def test_calibration_keeps_no_tensor_to_the_end_of_the_pass() -> None:
+    """Of large images the tensors that all layers read do not fit into memory together."""
+    layers = [module for _ in range(4) for module in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(4, 3, 8, 8)
+    supernet = Supernet(model, build_space(model, x), seed=0)
+    read: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        alive.append(sum(one() is not None for one in read))
+        read.append(weakref.ref(inputs[0].untyped_storage()))
+
+    for name in ("2", "4", "6"):
+        supernet.mixed_layer(name).register_forward_pre_hook(watch)
+    supernet.calibrate(x)
+    assert alive == [0, 0, 0]
 
 
 @pytest.mark.parametrize("mode", MODES)
