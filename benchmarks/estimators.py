@@ -26,7 +26,6 @@ from dnas.data import Batches, DataConfig, load_data
 from dnas.engine import Engine, EngineConfig
 from dnas.models.resnet import resnet8
 from dnas.pretrain import PretrainConfig, float_training
-from dnas.recipe import batch_statistics
 from dnas.run import source_commit
 from dnas.search.budget import Budget
 from dnas.search.relax import Relaxation
@@ -34,6 +33,7 @@ from dnas.search.score_function import score_function
 from dnas.search.supernet import Supernet
 from dnas.search.training import SearchConfig, SearchTraining, freeze
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 from dnas.space.build import build_space
 
 RESULT = Path(__file__).parent / "results" / "estimators.json"

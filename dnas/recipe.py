@@ -1,16 +1,15 @@
 """What all trainings share: optimiser, learning-rate schedule, distillation, accuracy, batch-norm statistics."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.engine import Batch, NumericsError
+from dnas.space.batch_norm import batch_statistics
 
 STEP_FLOOR = 0.25
 """Step sizes stay above this share of their value at the start: one that reached 0 would have no gradient to return by."""
@@ -171,35 +170,6 @@ def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
         (x, y), (more, labels) = held
         held = [(torch.cat([x, more]), torch.cat([y, labels]))]
     yield from held
-
-
-@contextmanager
-def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda norm: True) -> Iterator[None]:
-    """Batch norms, or those that `which` holds for, normalise by the batch at hand; all else evaluates.
-
-    Running statistics stay as they are.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    norms = [norm for norm in norms if which(norm)]
-    running = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
-    model.eval()
-    for norm in norms:
-        norm.track_running_stats = False
-        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-    try:
-        yield
-    finally:
-        for norm, (mean, variance, tracked) in zip(norms, running, strict=True):
-            norm.track_running_stats = True
-            norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, variance, tracked
-        for module, mode in modes:
-            module.training = mode
-
-
-def is_initial(norm: Any) -> bool:
-    """Whether a batch norm's running statistics are those that it was made with."""
-    return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
 
 
 @torch.no_grad()

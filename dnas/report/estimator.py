@@ -209,13 +209,13 @@ def frontier_picture(content: Mapping[str, Any], chosen: float | None) -> Pictur
     figure = Figure(figsize=(WIDTH, 3.4))
     axes = figure.add_axes((0.1, 0.17, 0.86, 0.75))
     dress(axes)
+    axes.set_xscale("log")  # before there are points: where all are of one cost, it has limits of its own
     points = content["points"]
     xs = [100 * point["relative"] for point in points]
     axes.plot(xs, [p["value"] for p in points], color=COLOURS[0], marker="o", ms=3.5, lw=2.4, label="best architecture")
     axes.plot(xs, [p["bound"] for p in points], color=COLOURS[1], lw=1.2, dashes=(4, 2), label="proven bound")
     if chosen is not None:
         axes.axvline(100 * chosen, color=INK, lw=1.0, dashes=(2, 2), label="selected")
-    axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.xaxis.set_minor_formatter(NullFormatter())

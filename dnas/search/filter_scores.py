@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from dnas.recipe import batch_statistics
 from dnas.search.mixed import Mixed, MixedActivation
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 from dnas.space.choice import Choice
 from quant.quantizer import quantize
 

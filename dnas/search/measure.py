@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dnas.engine import Batch
-from dnas.recipe import batch_statistics, image_losses
+from dnas.recipe import image_losses
 from dnas.search.filter_scores import FilterScores
 from dnas.search.scores import Scores, no_scores
 from dnas.search.shrinkage import shrunk
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 
 BATCH = 512
 """Held-back images per forward pass: batch norms use the statistics of the batch."""

@@ -15,6 +15,9 @@ from quant.mixture import grid_bounds, mixture
 from quant.quantizer import CALIBRATION_ELEMENTS, drawn, fit_step, scale_gradient
 from quant.spec import QuantSpec
 
+CLIPPED = 0.01
+"""Most of the squares of an unsigned tensor that may be below 0, by inputs unlike those that the space was built on."""
+
 
 @dataclass
 class Sample:
@@ -134,7 +137,18 @@ class MixedActivation(Mixed):
 
     @torch.no_grad()
     def calibrate(self, values: Tensor) -> None:
-        """Sets every option's step to the least squared error on such entries."""
+        """Sets every option's step to the least squared error on such entries.
+
+        Raises:
+            ValueError: they have a sign that the grids lack.
+        """
+        below = float(values.clamp(max=0).square().sum() / values.square().sum().clamp_min(1e-30))
+        if below > CLIPPED and not self.specs[0].signed:
+            raise ValueError(
+                f"{self.choice}: {below:.1%} of what this tensor holds (in squares) is below 0, but nothing was when the space "
+                "was built, so that its grids start at 0; build the space on the network as it is now, with trained weights, "
+                "and on inputs like these (dnas.build_space)"
+            )
         for k, spec in enumerate(self.specs):
             self.steps[k] = fit_step(values, spec, per_filter=self.channels is not None)
 

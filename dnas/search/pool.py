@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from dnas.engine import Batch
-from dnas.recipe import batch_statistics
 from dnas.search.sampling import Draws
 from dnas.search.supernet import Supernet
+from dnas.space.batch_norm import batch_statistics
 from dnas.space.choice import Space, read_typed
 from quant.files import write_atomically
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnas.recipe import batch_statistics, is_initial
 from dnas.search.choices import RelaxedChoices
 from dnas.search.gated import add_gate
 from dnas.search.importance import filter_importance
@@ -21,6 +20,7 @@ from dnas.search.relax import HARD, Relaxation
 from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
+from dnas.space.batch_norm import batch_statistics, is_initial
 from dnas.space.choice import Choice, Position, Space
 from dnas.space.conventions import LayerCost
 from dnas.space.cost import Cost, build_cost, reference_cost
@@ -180,6 +180,9 @@ class Supernet(nn.Module):
 
         Batch norms that have seen nothing yet take the statistics of these inputs, if there are several: their initial ones
         would let activations fade or grow from layer to layer, as they do not in training.
+
+        Raises:
+            ValueError: a tensor is negative that was not when the space was built.
         """
         several = any(isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 for x in inputs)
         which = is_initial if several else lambda norm: False

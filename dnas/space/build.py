@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
-from dnas.space.choice import INPUT_BITS, ActRange, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
+from dnas.space.choice import INPUT_BITS, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
 from dnas.space.examples import input_samples, multiplications, sizes_of_calls, trace_few, trace_one
 from dnas.space.granularity import (
@@ -26,10 +26,9 @@ from dnas.space.granularity import (
 from dnas.space.lifetimes import lifetimes
 from dnas.space.optional import candidates, find_optional
 from dnas.space.plain import with_plain_layers
+from dnas.space.ranges import activation_range
 from dnas.space.target import Target
 from dnas.space.trace import Call, Trace, is_searchable
-from quant.quantizer import fit_step
-from quant.spec import QuantSpec
 
 
 def build_space(
@@ -164,7 +163,7 @@ def build_space(
             choices.append(Choice(act, "act_bits", options, *_by_filter(act in fine.tensors, count, fine.block)))
         if act in given:
             fixed.append(Fixed(act, "the network's input: 8 bits"))
-        ranges[act] = _calibrate(*samples[act], choices[-1].act_bits)
+        ranges[act] = activation_range(*samples[act], choices[-1].act_bits)
     fixed += _unlisted(model, trace, names, multiplications(one, batch))
     through = _through(coupling, sides)
     counts = [_sample(choice.options) for choice in choices[: len(groups)]]
@@ -324,11 +323,6 @@ def _share_tensors(trace: Trace) -> tuple[dict[str, str], dict[str, list[Call]]]
         act_of[call.layer] = by_key[call.input_key] = act
         shared.setdefault(act, []).append(call)
     return act_of, shared
-
-
-def _calibrate(signed: bool, values: Tensor, options: tuple[int, ...]) -> ActRange:
-    steps = tuple(float(fit_step(values, QuantSpec(bits, signed), per_filter=False)) for bits in options)
-    return ActRange(signed, steps)
 
 
 def _unlisted(model: nn.Module, trace: Trace, names: list[str], macs: Mapping[tuple[str, str], int]) -> list[Fixed]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from dnas.space.batch_norm import batch_statistics, is_initial
 from dnas.space.trace import Call, Trace, evaluating, is_searchable, tensors_of, trace_model, unfused
 from quant.quantizer import drawn_positions
 
@@ -98,7 +99,10 @@ def _share(shape: torch.Size, batch: int) -> int:
 def input_samples(
     model: nn.Module, inputs: tuple[Any, ...], trace: Trace, shared: Mapping[str, Sequence[Call]]
 ) -> dict[str, tuple[bool, Tensor]]:
-    """Of every activation tensor whether it has negative entries on the example inputs, and entries drawn from all it holds.
+    """Of every activation tensor whether its grid is signed, and entries drawn from all that it holds on the example inputs.
+
+    It is where there are negative entries, or nothing but zeros, which tell nothing. Batch norms that have seen nothing yet
+    take the statistics of the inputs, if there are several: by their initial ones what they make would not be centred.
 
     Args:
         model: left as it was.
@@ -113,12 +117,16 @@ def input_samples(
     numbers = {act: [order[id(call)] for call in calls] for act, calls in shared.items()}
     sizes: list[int] = []
     negative: list[bool] = []
+    positive: list[bool] = []
 
     def measure(number: int, x: Tensor) -> None:
         sizes.append(x.numel())
         negative.append(bool((x < 0).any()))
+        positive.append(bool((x > 0).any()))
 
-    _pass(model, inputs, trace, measure)
+    which = is_initial if batch_of(inputs) > 1 else lambda norm: False
+    with batch_statistics(model, which):
+        _pass(model, inputs, trace, measure)
     wanted: dict[
         int, list[tuple[str, Tensor, Tensor]]
     ] = {}  # by call: act, where in its sample, which entries of the input
@@ -139,8 +147,12 @@ def input_samples(
                 samples[act] = flat.new_empty(total)
             samples[act][places.to(flat.device)] = flat[entries.to(flat.device)]
 
-    _pass(model, inputs, trace, draw)
-    return {act: (any(negative[number] for number in calls), samples[act]) for act, calls in numbers.items()}
+    with batch_statistics(model, which):
+        _pass(model, inputs, trace, draw)
+    return {
+        act: (any(negative[n] for n in calls) or not any(positive[n] for n in calls), samples[act])
+        for act, calls in numbers.items()
+    }
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...], unusual: set[str]) -> tuple[list[str], list[Tensor]]:

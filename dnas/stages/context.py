@@ -102,8 +102,14 @@ class Run:
 
     @cached_property
     def space(self) -> Space:
-        """The space that preflight wrote."""
+        """The space that preflight wrote, or the search after it."""
         return Space.from_json(self.folder.read("space.json", "preflight"))
+
+    def take_space(self, space: Space) -> None:
+        """Another one, for this stage and all later ones."""
+        if space != self.space:
+            write_atomically(self.folder.file("space.json"), space.to_json())
+            self.space = space
 
     @cached_property
     def shape(self) -> tuple[tuple[int, ...], int]:

@@ -47,8 +47,9 @@ def frontier(run: Run) -> None:
     board.purge(0)
     board.image("frontier", frontier_picture(content, None), 0)
     board.close()
+    count = "1 architecture" if len(points) == 1 else f"{len(points)} architectures"
     run.console.print(
-        f"frontier: {len(points)} architectures from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
+        f"frontier: {count} from {points[0]['relative']:.2%} to {points[-1]['relative']:.2%} of the 8-bit "
         f"network's {name}, in {content['seconds']:.1f} s; to train another of them: this command with its budget, another "
         f"folder and search_from={run.folder.path}",
         highlight=False,

@@ -41,7 +41,7 @@ def preflight(run: Run) -> None:
         model, images, target=config.target, weight_narrow=config.quant.weight_narrow, **config.space.options
     )
     if source is not None:
-        check_space(source, space.to_json())
+        check_space(source, space)
     impossible = unsupported(space, config.target)
     if impossible:
         raise TargetError(

@@ -16,13 +16,17 @@ from dnas.search.pool import Pool
 from dnas.searcher import JUDGED_FILE, POOL_FILE, as_needed, images_seen
 from dnas.searcher import search as search_choices
 from dnas.space.cost import build_cost
+from dnas.space.ranges import with_signs_of
 from dnas.stages.context import Run, save_weights
 from dnas.stages.search_from import check_source, take_search
 from quant.files import write_atomically
 
 
 def search(run: Run) -> None:
-    """Trains the float network (unless a checkpoint brings its weights) and the supernet, and scores the options."""
+    """Trains the float network (unless a checkpoint brings its weights) and the supernet, and scores the options.
+
+    The space gets the signs of activations that the trained float network has: preflight saw those of its first weights.
+    """
     source = check_source(run)
     if source is not None:
         take_search(run, source)
@@ -44,9 +48,11 @@ def search(run: Run) -> None:
         accuracy, _ = evaluate(model, validation.epoch(0))
         run.folder.write_json("float.json", {"validation_accuracy": accuracy, "history": history})
         save_weights(run.folder.file("float.safetensors"), model)
+    images = run.images("weights", config.space.calibration_images)
+    run.take_space(with_signs_of(run.space, run.float_model(), images))
     start = time.perf_counter()
     supernet = run.supernet(trained=False)
-    supernet.calibrate(run.images("weights", config.space.calibration_images))
+    supernet.calibrate(images)
     teacher = run.float_model()
     board = run.board("search")
     level_two = config.search.level == "two"

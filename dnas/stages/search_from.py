@@ -6,6 +6,7 @@ network; the selection meets this run's.
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dnas.run import RunError, RunFolder, differences, identity, is_run_folder, stored_config
 from dnas.searcher import JUDGED_FILE, POOL_FILE, as_needed
+from dnas.space.choice import Space
 from dnas.stages.context import Run
 from quant.files import write_atomically
 
@@ -71,9 +73,13 @@ def _compared(content: DictConfig, start: Path) -> dict[str, Any]:
     return found
 
 
-def check_space(source: RunFolder, space: str) -> None:
-    """Raises RunError where the search was of another space (its JSON), though of the same configuration."""
-    if source.read("space.json", "preflight") != space:
+def check_space(source: RunFolder, space: Space) -> None:
+    """Raises RunError where the search was of another space, though of the same configuration.
+
+    Signs and steps of activations may differ: the source has those of its trained float network.
+    """
+    found = Space.from_json(source.read("space.json", "preflight"))
+    if replace(found, ranges=space.ranges) != space:
         raise RunError(
             f"search_from={source.path}: its space.json differs from this run's. The same configuration gives another space "
             "with other images or weights at the same path, or with another version of this package; search again"
@@ -86,7 +92,8 @@ def take_search(run: Run, source: RunFolder) -> None:
     Raises:
         RunError: its space is another one.
     """
-    check_space(source, run.folder.read("space.json", "preflight"))
+    check_space(source, run.space)
+    run.take_space(Space.from_json(source.read("space.json", "preflight")))
     for name in (*FILES, *POOLS):
         if source.file(name).exists() and name != "search.json":
             write_atomically(run.folder.file(name), partial(shutil.copyfile, source.file(name)))

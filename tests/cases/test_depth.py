@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 import dnas
 from dnas.models import resnet20
-from dnas.recipe import batch_statistics
 from dnas.search.measure import switch_options
 from dnas.search.supernet import Supernet
 from dnas.select.reference import widest_uniform
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 
 
 class Block(nn.Module):

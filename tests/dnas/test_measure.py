@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas.realise import realise
-from dnas.recipe import batch_statistics, distillation_losses
+from dnas.recipe import distillation_losses
 from dnas.search.measure import measure_scores, switch_options
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 from dnas.space.build import build_space
 from tests.networks import Chain, example
 

@@ -12,7 +12,6 @@ from dnas.engine import NumericsError
 from dnas.recipe import (
     Optimiser,
     OptimiserConfig,
-    batch_statistics,
     distillation_losses,
     evaluate,
     evaluate_by_batch,
@@ -20,6 +19,7 @@ from dnas.recipe import (
     task_loss,
     teacher_logits,
 )
+from dnas.space.batch_norm import batch_statistics
 
 
 def network() -> nn.Sequential:
