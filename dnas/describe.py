@@ -38,6 +38,7 @@ from dnas.space.trace import tensors_of
 from quant.brevitas import quantised_layers
 from quant.export import FORMATS, Format, export
 from quant.graph import read_layers
+from quant.integer import integer_reference
 from quant.runtimes import cpu_session
 
 REALISE = "realise"
@@ -235,6 +236,8 @@ def _export(small: nn.Module, inputs: tuple[Any, ...], format: Format, network: 
             export(small, inputs, path, format)
             check_costs(small.architecture, read_layers(path))  # type: ignore[arg-type]
             if format == "qcdq":
+                if len(inputs) == 1:
+                    integer_reference(small)(*(x.cpu() for x in inputs))  # as verification runs it
                 session = cpu_session(path)
                 names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
                 given = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}

@@ -96,6 +96,11 @@ class RunFolder:
         """What a finished stage was given that is not the run's identity; None where that was not recorded."""
         return next((r.get("options") for r in self.stages() if r["stage"] == stage), None)
 
+    def forget(self, stage: str) -> None:
+        """Takes a stage's record away, so that it runs again."""
+        if self.finished(stage):
+            self.write_json("stages.json", [record for record in self.stages() if record["stage"] != stage])
+
     @contextmanager
     def stage(self, name: str, options: dict[str, Any] | None = None) -> Iterator[None]:
         """Records a stage as finished if its body ends without an error; its seconds are those of the last attempt.

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from quant.brevitas import QuantisedLayer, channel_axis, filter_axis, is_fixed, quantised_layers
 from quant.quantizer import integers
@@ -101,6 +103,22 @@ class IntegerLayer(nn.Module):
         return module._conv_forward(codes, self.codes, None)
 
 
+class _InDouble(TorchDispatchMode):
+    """Every operation in float64 that a model's code asks for in float32, as `x.float()` does."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(_widened, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _widened(value: Any) -> Any:
+    if value is torch.float32:
+        return torch.float64
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
 class IntegerReference(nn.Module):
     """A network whose quantised layers compute in integers and everything else in float64.
 
@@ -115,9 +133,14 @@ class IntegerReference(nn.Module):
         self.layers = layers
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Runs the network; floating-point inputs are taken as float64."""
-        with torch.no_grad():
-            return self.model(*(x.double() if x.is_floating_point() else x for x in inputs))
+        """Runs the network; floating-point inputs are taken as float64, and so is what its code makes as float32."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # of tensors that its code makes
+        try:
+            with torch.no_grad(), _InDouble():
+                return self.model(*map(_widened, inputs))
+        finally:
+            torch.set_default_dtype(before)
 
     def accumulators(self) -> dict[str, dict[str, int]]:
         """Per layer: largest accumulator seen, the bits that needs, and the largest that any input could give.

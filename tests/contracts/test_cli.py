@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,8 +19,10 @@ from PIL import Image
 import dnas as library
 from dnas.cli import configuration_folder, is_message
 from dnas.engine import Engine, EngineConfig
+from dnas.run import RunFolder
 from dnas.stages.context import open_folder
 from dnas.stages.export import export
+from quant.verify import VerificationError
 from tests.small import SMALL, dnas
 
 STAGES = ("preflight", "search", "select", "frontier", "retrain", "export", "report")
@@ -119,6 +122,31 @@ def test_other_options_of_a_finished_stage(
     assert [layer for layer in verified["layers"]["qcdq"] if "batch_norm" in layer]
     assert dnas(monkeypatch, "folder=copy", "stage=export", "export.fold_batch_norm=true") == 0
     assert "finished before" in capsys.readouterr().out
+
+
+def test_files_are_replaced_by_verified_ones_alone(
+    run: Path, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a file that is not verified nor a mixture of two exports is ever taken for what verify.json tells of."""
+    shutil.copytree(run, "copy")
+    before = content(empty / "copy")
+    again = ("folder=copy", "stage=export", "export.fold_batch_norm=true")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise VerificationError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dnas.stages.export.verify", fail)
+        assert dnas(monkeypatch, *again) == 1
+        assert content(empty / "copy") == before
+    with monkeypatch.context() as patch:
+        patch.setattr("dnas.stages.export.write_atomically", fail)  # killed between the files
+        assert dnas(monkeypatch, *again) == 1
+        assert not RunFolder(empty / "copy").finished("export")
+    capsys.readouterr()
+    assert dnas(monkeypatch, *again) == 0
+    assert "finished before" not in capsys.readouterr().out
+    assert content(empty / "copy")["model.qcdq.onnx"] != before["model.qcdq.onnx"]
 
 
 def test_a_selection_that_a_training_has_begun_with_stays(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from quantised_networks import Mixed, MixedSequence, Network, Residual, Sequence, act, fix, images, network
-from torch import nn
+from torch import Tensor, nn
 
 from quant.brevitas import quantised_layers
 from quant.integer import EXACT, integer_reference
@@ -71,3 +71,35 @@ def test_layer_used_under_two_names_and_a_bare_layer() -> None:
 def test_exactness_limit_is_that_of_float64() -> None:
     assert float(EXACT) + 1.0 == float(EXACT)
     assert float(EXACT) - 1.0 != float(EXACT)
+
+
+class OwnPrecision(nn.Module):
+    """What it computes between its layers is in float32, whatever it is given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = fix(nn.Linear(6, 8), 8, act(8, True, 0.05)), fix(nn.Linear(8, 4), 8, act(8, True, 0.05))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "cast":
+            x = self.norm(x.float()).type(x.dtype)
+        elif self.kind == "state":
+            state = torch.zeros(len(x), 8)
+            state += x
+            x = torch.tanh(state) + torch.full((8,), 0.1, dtype=torch.float32)
+        else:
+            x = x.to(torch.float32).relu()
+        result: Tensor = self.last(x)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["cast", "state", "between"])
+def test_what_a_model_computes_in_float32_is_computed_in_float64(kind: str, generator: torch.Generator) -> None:
+    model, x = OwnPrecision(kind).eval(), torch.randn(16, 6, generator=generator)
+    found = integer_reference(model)(x)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), model(x), rtol=1e-5, atol=1e-6)
+    assert torch.zeros(1).dtype == torch.float32
