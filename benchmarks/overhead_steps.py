@@ -18,10 +18,10 @@ from dnas.models.resnet import resnet8, resnet20, resnet56, resnet110
 from dnas.recipe import Optimiser, OptimiserConfig
 from dnas.search.relax import Relaxation
 from dnas.search.supernet import Supernet
-from dnas.space.plain import replace_module
 from quant.brevitas import LearnedStepQuant
 from quant.kernel import kernel_available
 from quant.layers import apply_layer, training_twin
+from quant.modules import replace_module
 from quant.quantizer import fit_step
 from quant.spec import QuantSpec
 

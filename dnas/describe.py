@@ -39,6 +39,7 @@ from quant.brevitas import quantised_layers
 from quant.export import FORMATS, Format, export
 from quant.graph import read_layers
 from quant.integer import integer_reference
+from quant.modules import copied
 from quant.runtimes import cpu_session
 
 REALISE = "realise"
@@ -255,7 +256,7 @@ def _other_outputs(model: nn.Module, given: tuple[Any, ...], found: Sequence[Ten
     A value on a rounding boundary takes the other code, which may move the outputs by more than the tolerance: two
     executors may differ about as far as noise moves the outputs of one.
     """
-    small, inputs = copy.deepcopy(model).cpu(), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, given)
+    small, inputs = copied(model).cpu(), tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, given)
     wanted = tensors_of(small(*inputs))
     if len(found) != len(wanted):
         return f"onnxruntime has {len(found)} outputs, torch {len(wanted)}"

@@ -50,8 +50,19 @@ class LoaderBatches:
 
 
 def as_batches(loader: Any, device: torch.device) -> EpochBatches:
-    """The loader itself if it knows epochs, else wrapped."""
-    return loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device)
+    """The loader itself if it knows epochs, else wrapped.
+
+    Raises:
+        TypeError: it has no length.
+        ValueError: an epoch of it has no batch.
+    """
+    found: EpochBatches = loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device)
+    if len(found) == 0:
+        raise ValueError(
+            f"a {type(loader).__name__} has no batches: no images, or with drop_last=True fewer than one batch takes; give it "
+            "images, or a smaller batch_size"
+        )
+    return found
 
 
 def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Batch]:

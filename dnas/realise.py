@@ -1,6 +1,5 @@
 """From a supernet and an architecture to a plain, physically smaller network of fixed-bit Brevitas layers."""
 
-import copy
 from collections import Counter
 
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Position
 from dnas.space.optional import LeftOut
-from dnas.space.plain import replace_module
 from dnas.space.slicing import kept_channels, shrink_kernel, slice_layer, slice_through
 from quant.brevitas import LearnedStepActivation, act_quantizer, fixed_layer
+from quant.modules import copied, replace_module
 from quant.spec import MIN_STEP, QuantSpec
 
 
@@ -39,7 +38,7 @@ def realise(supernet: Supernet, architecture: Architecture) -> nn.Module:
             "select an architecture from this supernet's space"
         )
     architecture = supernet.with_filters(architecture)
-    model = copy.deepcopy(supernet.model)
+    model = copied(supernet.model)
     activations: dict[str, LearnedStepActivation] = {}
     places = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     kept = {index: set((architecture.kept or {})[group.choice]) for index, group in enumerate(space.groups)}

@@ -174,22 +174,23 @@ def _joined(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Replaces running statistics by their averages over these batches, every image counting alike.
+    """Replaces running statistics by their averages over these batches, every image counting alike; without one they stay.
 
-    All else runs as in evaluation.
+    All else runs as in evaluation, batch norms that the model's own `train` keeps in evaluation mode as well.
     """
     modes = [(module, module.training) for module in model.modules()]
+    model.train()
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in norms if norm.training]
     momenta = [norm.momentum for norm in norms]
-    if not norms:
-        return
     model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
     try:
         count = 0
-        for x, _ in batches:
+        for x, _ in batches if norms else ():
+            if count == 0:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.train()
             count += len(x)
             for norm in norms:
                 norm.momentum = len(x) / count

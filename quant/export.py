@@ -4,7 +4,6 @@ The network is traced once with placeholder operators where Brevitas quantises; 
 So the integers and step sizes in the file are the model's own, bit for bit, in either format.
 """
 
-import copy
 import io
 import json
 import warnings
@@ -21,11 +20,13 @@ from torch.jit._trace import TracerWarning
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.onnx import symbolic_helper, utils
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from quant.brevitas import LearnedStepActivation, QuantisedLayer, quantised_layers
 from quant.files import write_atomically
 from quant.fold import fold, foldable
 from quant.graph import LAYERS_KEY
+from quant.modules import copied
 from quant.onnx_nodes import ACTIVATION, NORM, PLACEHOLDERS, WEIGHT, expand
 from quant.spec import widths
 
@@ -132,7 +133,8 @@ def _trace(
             act.export_handler, act.export_mode = _Handler(ACTIVATION, layer.name), True
     with torch.no_grad(), _Folds() as folds:
         result = model(*inputs)
-    outputs = ["output"] if isinstance(result, Tensor) else [f"output{i}" for i in range(len(result))]
+    count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+    outputs = ["output"] if isinstance(result, Tensor) else [f"output{i}" for i in range(count)]
     names = ["input"] if len(inputs) == 1 else [f"input{i}" for i in range(len(inputs))]
     buffer = io.BytesIO()
     with quiet_exporter(), _folding(), torch.no_grad():
@@ -228,7 +230,7 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"export: format is {format!r}; allowed: {', '.join(FORMATS)}")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    clone = copy.deepcopy(model).cpu().eval()
+    clone = copied(model).cpu().eval()
     layers = quantised_layers(clone)
     if not layers:
         raise ValueError("export: the model has no quantised layers; make them with quant.brevitas.fixed_layer")

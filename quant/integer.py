@@ -1,6 +1,5 @@
 """Reference execution in integers: what hardware that multiplies and accumulates the codes would compute."""
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from quant.brevitas import QuantisedLayer, channel_axis, filter_axis, is_fixed, quantised_layers
+from quant.modules import copied, replace_module
 from quant.quantizer import integers
 
 EXACT = 2**53
@@ -166,13 +166,11 @@ def integer_reference(model: nn.Module) -> IntegerReference:
     Raises:
         ValueError: a layer whose accumulators might exceed 2**53.
     """
-    clone = copy.deepcopy(model).cpu().eval()
+    clone = copied(model).cpu().eval()
     layers = {id(layer.module): IntegerLayer(layer) for layer in quantised_layers(clone)}
     by_name = {layer.source.name: layer for layer in layers.values()}
     if is_fixed(clone):
         return IntegerReference(layers[id(clone)], by_name).eval()
-    places = [(n, m) for n, m in clone.named_modules(remove_duplicate=False) if id(m) in layers]
-    for name, module in places:
-        parent, _, last = name.rpartition(".")
-        clone.get_submodule(parent)._modules[last] = layers[id(module)]
+    for name in [name for name, module in clone.named_modules() if id(module) in layers]:
+        replace_module(clone, name, layers[id(clone.get_submodule(name))])
     return IntegerReference(clone.double(), by_name).eval()

@@ -1,6 +1,5 @@
 """Runs exported files and returns the logits together with the integer codes of every quantised input."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from quant.brevitas import quantised_layers
 from quant.graph import ExportedLayer, layers_of
 from quant.integer import IntegerReference
+from quant.modules import copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Run:
     """One batch through one executor.
 
     Attributes:
-        logits: shape (batch, classes), float.
+        logits: the first output, shape (batch, classes), float.
+        others: further outputs in their order; None for one that filled up batches change.
         codes: integer codes of every quantised input by use (name, name#1, ...), batch first, int16.
         scaled: the same inputs divided by their step before rounding, float64; only where the executor gives them.
     """
@@ -35,17 +36,17 @@ class Run:
     logits: NDArray[Any]
     codes: dict[str, NDArray[np.int16]]
     scaled: dict[str, NDArray[np.float64]]
+    others: tuple[NDArray[Any] | None, ...] = ()
 
 
 Runner = Callable[[Tensor], Run]
 """Takes a batch of images (any number up to the one it was made for)."""
 
 
-def _first(result: Any) -> Tensor:
-    """The first tensor in nested tuples, lists and dicts, or of what can be indexed."""
+def _outputs(result: Any) -> list[NDArray[Any]]:
+    """The tensors in nested tuples, lists and dicts, or of what can be indexed."""
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    found: Tensor = tensors[0] if tensors else result[0]
-    return found
+    return [tensor.numpy() for tensor in tensors or [result[0]]]
 
 
 def _use(name: str, seen: dict[str, Any]) -> str:
@@ -58,7 +59,7 @@ class TorchRunner:
 
     def __init__(self, model: nn.Module) -> None:
         """Copies the network."""
-        self.model = copy.deepcopy(model).cpu().eval()
+        self.model = copied(model).cpu().eval()
         self.layers = quantised_layers(self.model)
 
     def __call__(self, images: Tensor, given: Mapping[str, NDArray[np.int16]] | None = None) -> Run:
@@ -86,11 +87,11 @@ class TorchRunner:
             handles.append(layer.module.register_forward_pre_hook(hook))
         try:
             with torch.no_grad():
-                logits = _first(self.model(images.cpu())).numpy()
+                logits, *others = _outputs(self.model(images.cpu()))
         finally:
             for handle in handles:
                 handle.remove()
-        return Run(logits, codes, scaled)
+        return Run(logits, codes, scaled, tuple(others))
 
 
 def integer_runner(reference: IntegerReference) -> Runner:
@@ -106,11 +107,11 @@ def integer_runner(reference: IntegerReference) -> Runner:
 
             handles.append(layer.register_forward_pre_hook(hook))
         try:
-            logits = _first(reference(images.cpu())).numpy()
+            logits, *others = _outputs(reference(images.cpu()))
         finally:
             for handle in handles:
                 handle.remove()
-        return Run(logits, codes, {})
+        return Run(logits, codes, {}, tuple(others))
 
     return run
 
@@ -122,7 +123,9 @@ def _padded(images: Tensor, batch: int) -> NDArray[np.float32]:
     return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing > 0 else array
 
 
-def _collect(logits: NDArray[Any], tensors: dict[str, Any], layers: list[ExportedLayer], count: int) -> Run:
+def _collect(results: list[NDArray[Any]], tensors: dict[str, Any], layers: list[ExportedLayer], count: int) -> Run:
+    """Of the first `count` images; the batch may be longer, filled up with repetitions."""
+    logits, *others = results
     codes = {}
     for layer in layers:
         values = tensors[layer.act_tensor]
@@ -132,7 +135,12 @@ def _collect(logits: NDArray[Any], tensors: dict[str, Any], layers: list[Exporte
             each = [-1 if i == layer.channel_axis % values.ndim else 1 for i in range(values.ndim)]
             values = np.round(values / (layer.act_step.reshape(each) if layer.act_step.ndim else layer.act_step))
         codes[layer.name] = values.astype(np.int16)
-    return Run(logits[:count], codes, {})
+    size = len(logits)
+    kept = [
+        values[:count] if values.ndim and len(values) == size else values if count == size else None
+        for values in others
+    ]
+    return Run(logits[:count], codes, {}, tuple(kept))
 
 
 def cpu_session(model: str | Path | bytes) -> onnxruntime.InferenceSession:
@@ -153,7 +161,7 @@ def onnxruntime_runner(path: str | Path) -> Runner:
     """Runs a QCDQ file in onnxruntime on the CPU, see `cpu_session`."""
     model = onnx.load(str(path))
     layers = layers_of(model)
-    known = {output.name for output in model.graph.output}
+    known = [output.name for output in model.graph.output]
     types = {t.name: t.data_type for t in model.graph.initializer}
     zero_points = {n.input[0]: n.input[2] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     for name in dict.fromkeys(layer.act_tensor for layer in layers):
@@ -168,7 +176,7 @@ def onnxruntime_runner(path: str | Path) -> Runner:
         fixed = source.shape[0] if isinstance(source.shape[0], int) else images.shape[0]
         results = session.run(outputs, {source.name: _padded(images, fixed)})
         tensors = dict(zip(outputs, results, strict=True))
-        return _collect(results[0], tensors, layers, images.shape[0])
+        return _collect(results[: len(known)], tensors, layers, images.shape[0])
 
     return run
 
@@ -201,7 +209,7 @@ def qonnx_runner(path: str | Path, batch: int) -> Runner:
     layers = layers_of(model)
     for tensor in [*model.graph.input, *model.graph.output]:
         tensor.type.tensor_type.shape.dim[0].dim_value = batch
-    source, target = model.graph.input[0].name, model.graph.output[0].name
+    source, targets = model.graph.input[0].name, [output.name for output in model.graph.output]
     version = model.ir_version
     wrapper = ModelWrapper(model).transform(InferShapes())
 
@@ -209,6 +217,6 @@ def qonnx_runner(path: str | Path, batch: int) -> Runner:
         with _readable_by_onnxruntime(version), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Output shapes disagree")  # of shapes that the graph computes
             tensors = execute_onnx(wrapper, {source: _padded(images, batch)}, return_full_exec_context=True)
-        return _collect(tensors[target], tensors, layers, images.shape[0])
+        return _collect([tensors[name] for name in targets], tensors, layers, images.shape[0])
 
     return run

@@ -19,7 +19,11 @@ from quant.runtimes import Run, Runner, TorchRunner, integer_runner, onnxruntime
 TIE = 1e-4
 """How far from a rounding boundary, in steps, torch's value may lie where another executor rounds to the other side."""
 LOGITS = 1e-4
-"""Largest logit difference without any differing code, relative to the image's largest logit (or 1 if smaller)."""
+"""Largest difference of outputs without any differing code, relative to the image's largest output (or 1 if smaller)."""
+DECISIONS = 0.01
+"""Largest share of differing elements of an output of whole numbers, where there is more than one."""
+SMALL = 0.1
+"""The same where outputs are small, relative to the largest of all images: less is rounding of larger sums before them."""
 
 
 class VerificationError(RuntimeError):
@@ -123,6 +127,11 @@ def _same_shapes(ours: Run, theirs: Run, where: str) -> None:
             )
     if ours.logits.shape != theirs.logits.shape:
         raise VerificationError(f"{where}: logits have shape {theirs.logits.shape}; torch's are {ours.logits.shape}")
+    if len(ours.others) != len(theirs.others):
+        raise VerificationError(f"{where}: {1 + len(theirs.others)} outputs; torch has {1 + len(ours.others)}")
+    for number, (mine, its) in enumerate(zip(ours.others, theirs.others, strict=True), 1):
+        if mine is not None and its is not None and mine.shape != its.shape:
+            raise VerificationError(f"{where}: output {number} has shape {its.shape}; torch's has {mine.shape}")
     for values, whose in ((ours.logits, "torch's logits"), (theirs.logits, f"{where}: logits")):
         if not np.isfinite(values).all():
             raise VerificationError(f"{whose} are not finite")
@@ -154,21 +163,36 @@ def _check_codes(ours: Run, theirs: Run, offset: int, where: str, result: _Compa
     result.tied_images += int(tied.sum())
 
 
-def _check_logits(ours: Run, theirs: Run, offset: int, where: str) -> float:
-    """The largest difference of logits, where all codes are the same."""
-    count = len(ours.logits)
-    a, b = (run.logits.reshape(count, -1).astype(np.float64) for run in (ours, theirs))
-    difference = np.abs(a - b).max(1)
-    allowed = LOGITS * np.maximum(1.0, np.abs(a).max(1))
-    wrong = np.flatnonzero(difference > allowed)
-    if len(wrong):
-        i = int(wrong[0])
-        j = int(np.abs(a - b)[i].argmax())
-        raise VerificationError(
-            f"{where}: image {offset + i}, logit {j}: {b[i, j]:.8g}, torch's is {a[i, j]:.8g}, though all integer "
-            f"codes agree (allowed difference: {allowed[i]:.2g})"
-        )
-    return float(difference.max())
+def _check_outputs(ours: Run, theirs: Run, offset: int, where: str) -> float:
+    """The largest difference of logits, where all codes are the same; that of further outputs is checked alone."""
+    pairs = [(ours.logits, theirs.logits), *zip(ours.others, theirs.others, strict=True)]
+    largest = []
+    for number, (mine, its) in enumerate(pairs):
+        if mine is None or its is None or mine.size == 0:
+            continue
+        if not np.issubdtype(mine.dtype, np.floating):  # decisions, as of an argmax: rounding may turn some
+            changed = int((mine != its).sum())
+            if changed > max(1, DECISIONS * mine.size):
+                raise VerificationError(
+                    f"{where}: output {number}: {changed} of {mine.size} elements differ, though all integer codes agree"
+                )
+            continue
+        by_image = mine.ndim > 0 and len(mine) == len(ours.logits)
+        a, b = (values.reshape(len(mine) if by_image else 1, -1).astype(np.float64) for values in (mine, its))
+        difference = np.abs(a - b).max(1)
+        allowed = np.minimum(LOGITS * np.maximum(1.0, np.abs(a).max(1)), max(SMALL * np.abs(a).max(), 1e-7))
+        wrong = np.flatnonzero(~(difference <= allowed))
+        if len(wrong):
+            i = int(wrong[0])
+            j = int(np.abs(a - b)[i].argmax())
+            place = f"image {offset + i}, " if by_image else f"images from {offset} on, "
+            what = f"logit {j}" if number == 0 else f"output {number}, element {j}"
+            raise VerificationError(
+                f"{where}: {place}{what}: {b[i, j]:.8g}, torch's is {a[i, j]:.8g}, though all integer "
+                f"codes agree (allowed difference: {allowed[i]:.2g})"
+            )
+        largest.append(float(difference.max()))
+    return largest[0]
 
 
 def _check_batch(
@@ -180,7 +204,7 @@ def _check_batch(
     same = all(np.array_equal(codes, theirs.codes[name]) for name, codes in ours.codes.items())
     followed = ours if same else reference(images, theirs.codes)
     _check_codes(followed, theirs, offset, where, result, tie)
-    largest = _check_logits(followed, theirs, offset, where)
+    largest = _check_outputs(followed, theirs, offset, where)
     result.largest_followed_logit_difference = max(result.largest_followed_logit_difference, largest)
     a, b = (run.logits.reshape(len(images), -1).astype(np.float64) for run in (ours, theirs))
     result.images += len(images)
@@ -219,7 +243,7 @@ def verify(
     Integers, steps and grids in each file must equal the network's exactly. Each executor runs the images; every integer
     code that differs from torch's, in any layer, must be a float tie: torch's value, computed from the executor's codes in
     the layers before, lies within `tie` steps of the rounding boundary between the two codes. Ties are counted. From the
-    executor's codes, torch's logits agree to LOGITS.
+    executor's codes, all of torch's outputs agree to LOGITS; the first one is taken for logits.
 
     Args:
         model: the realised network, with one input; not changed.

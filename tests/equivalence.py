@@ -21,10 +21,10 @@ from dnas.space.attention import separate_attention
 from dnas.space.choice import Space
 from dnas.space.cost import COSTS, build_cost, reference_cost
 from dnas.space.optional import LeftOut
-from dnas.space.plain import replace_module
 from dnas.space.slicing import shrink_kernel, slice_model
 from dnas.space.trace import unfused
 from quant.brevitas import quantised_layers
+from quant.modules import replace_module
 from quant.verify import verify
 
 ROUNDING = 1e-6

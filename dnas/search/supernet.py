@@ -1,6 +1,5 @@
 """The user's model with every choice relaxed inside one forward pass."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,8 @@ from dnas.space.batch_norm import batch_statistics, is_initial
 from dnas.space.choice import Choice, Position, Space
 from dnas.space.conventions import LayerCost
 from dnas.space.cost import Cost, build_cost, reference_cost
-from dnas.space.plain import replace_module, with_plain_layers
+from dnas.space.plain import with_plain_layers
+from quant.modules import copied, replace_module
 from quant.spec import QuantSpec
 
 
@@ -64,7 +64,7 @@ class Supernet(nn.Module):
         self.space, self.relaxation = space, relaxation or Relaxation()
         self.functions = dict(functions or {})
         plain = with_plain_layers(separate_attention(model))
-        self.model = copy.deepcopy(model) if plain is model else plain
+        self.model = copied(model) if plain is model else plain
         for module in self.model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0  # torch's fused evaluation path would bypass its linear layers

@@ -1,11 +1,12 @@
 """`nn.MultiheadAttention` as linear layers that can be quantised: its projections are parameters, not layers."""
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from quant.modules import copied
 
 
 class SeparateAttention(nn.Module):
@@ -129,7 +130,7 @@ def separate_attention(model: nn.Module) -> nn.Module:
     """
     if not any(_is_attention(module) for module in model.modules()):
         return model
-    model = copy.deepcopy(model)
+    model = copied(model)
     if _is_attention(model):
         return SeparateAttention(model)  # type: ignore[arg-type]
     made: dict[nn.Module, nn.Module] = {}

@@ -16,6 +16,7 @@ from dnas.space.choice import Group, Layer, Through
 from dnas.space.normalise import normalise_kept
 from dnas.space.slicing import Kept, filter_dimension, input_dimension, kept_channels, slice_model
 from dnas.space.trace import tensors_of
+from quant.modules import copied
 
 MIXED = 2
 """Comparisons in which every group loses a share of its own."""
@@ -90,7 +91,7 @@ class _Check:
         layers: Sequence[Layer],
         through: Sequence[Through],
     ) -> None:
-        self.model = copy.deepcopy(model).eval()
+        self.model = copied(model).eval()
         self.groups, self.options, self.layers, self.through = groups, options, layers, through
         generator = torch.Generator().manual_seed(0)
         self.orders = [_order(group, generator) for group in groups]

@@ -3,7 +3,6 @@
 `dnas.space.follow` carries the channels from module to module.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from dnas.space.normalise import Norm, norm_of
 from dnas.space.optional import Passage
 from dnas.space.slicing import filter_dimension
 from dnas.space.trace import evaluating, is_searchable, tensors_of, unfused
+from quant.modules import copied
 
 ChannelKey = tuple[str, str, int]
 """(path, "in" or "out" of a layer, "through" a normalisation or "dim<d>" of a parameter or buffer, index)."""
@@ -108,7 +108,7 @@ def _read_in_training(model: nn.Module, inputs: tuple[Any, ...], layers: Sequenc
         return {}
     with torch.random.fork_rng(devices=[]):
         try:
-            found = _Run(copy.deepcopy(model).train(), inputs, layers, strangers)
+            found = _Run(copied(model).train(), inputs, layers, strangers)
         except Exception:  # a model may need more than its inputs to train: then these layers run nowhere
             return {}
     return {found.follower.channels.keys[label]: reason for label, reason in found.read_by_strangers.items()}

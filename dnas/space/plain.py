@@ -4,7 +4,6 @@ Weight standardisation, weight and spectral normalisation: the weight that such 
 itself. What a forward does beside its one convolution (padding, a normalisation, an activation) is done as before.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dnas.space.trace import SEARCHABLE, evaluating, is_searchable
+from quant.modules import copied, replace_module
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -90,22 +90,13 @@ def with_plain_layers(model: nn.Module) -> nn.Module:
     names = [name for name in names if id(model.get_submodule(name)) not in inside]
     if not names:
         return model
-    model = copy.deepcopy(model)
+    model = copied(model)
     for name in names:
         module = model.get_submodule(name)
         layer = _plain_layer(module)
         if layer is not None:
             replace_module(model, name, OwnForward(module, layer).train(module.training))
     return model
-
-
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module at a path, and at every other path where the same module stands."""
-    old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children leaves out a second name of a module
-            if child is old and parent is not module:
-                setattr(parent, name, module)
 
 
 def _plain_layer(module: nn.Module) -> nn.Module | None:

@@ -41,9 +41,9 @@ def slice_layer(layer: nn.Module, inputs: list[int], outputs: list[int], depthwi
     elif getattr(layer, "groups", 1) == 1:
         first, second = (inputs, outputs) if input_dimension(layer) == 0 else (outputs, inputs)
         weight = weight[first][:, second]
-    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), own.requires_grad)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach()[outputs].clone())
+        layer.bias = nn.Parameter(bias.detach()[outputs].clone(), bias.requires_grad)
     names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
     for name, kept in zip(names, (inputs, outputs), strict=True):
         setattr(layer, name, len(kept))
@@ -55,8 +55,9 @@ def shrink_kernel(layer: nn.Module, side: int) -> None:
     assert not isinstance(layer.padding, str)
     border = (layer.kernel_size[0] - side) // 2
     if border:
-        weight = layer.weight.detach()[:, :, border:-border, border:-border]
-        layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+        own = layer.weight
+        weight = own.detach()[:, :, border:-border, border:-border]
+        layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), own.requires_grad)
         layer.kernel_size = (side, side)
         rows, columns = layer.padding
         layer.padding = (rows - border * layer.dilation[0], columns - border * layer.dilation[1])

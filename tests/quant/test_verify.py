@@ -213,3 +213,43 @@ def test_verification_restores_training_flags_and_refuses_wrong_inputs(tmp_path:
         verify(model, x, x[:, :2], paths)
     with pytest.raises(ValueError, match="allowed: qcdq, qonnx"):
         verify(model, x, x, {"onnx": tmp_path})
+
+
+class Scaled(nn.Module):
+    """Logits, nothing, and what their batch makes of them, or how they are ordered; all of one size."""
+
+    def __init__(self, size: float, frozen: bool = False) -> None:
+        super().__init__()
+        self.layer = fix(nn.Linear(6, 4), 8, act(8, True, 0.05))
+        self.size, self.frozen = size, frozen
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        y = self.size * self.layer(x)
+        return y, None, y / (float(y.abs().max()) if self.frozen else 2.0), y.argmax(1)
+
+
+def test_every_output_is_compared(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 6)
+    model = Scaled(1.0).eval()
+    verify(model, x, x, files(model, x, tmp_path), batch=5)
+    model.frozen = True  # a number that tracing writes down as it was with these two images
+    with pytest.raises(VerificationError, match=r"image 0, output 1, element \d: "):
+        verify(model, x, x, {"qcdq": files(model, x, tmp_path)["qcdq"]})
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_outputs_of_any_size_are_compared(size: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled(size).eval(), torch.randn(12, 6)
+    path = files(model, x, tmp_path)["qcdq"]
+    verify(model, x, x, {"qcdq": path})
+    content = onnx.load(path)
+    output = content.graph.output[0].name
+    for node in content.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["turned" if name == output else name for name in names]
+    content.graph.node.append(onnx.helper.make_node("Neg", ["turned"], [output]))
+    onnx.save(content, path)
+    with pytest.raises(VerificationError, match="logit"):
+        verify(model, x, x, {"qcdq": path})
