@@ -1,13 +1,15 @@
 """Batches by epoch: what every training reads, from the project's own data or from a user's loader."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
-from dnas.engine import Batch
+from dnas.engine import Batch, derived_seed
 
 
 class EpochBatches(Protocol):
@@ -23,12 +25,14 @@ class EpochBatches(Protocol):
 class LoaderBatches:
     """A user's loader (anything that yields (images, labels) and has a length) as `EpochBatches`."""
 
-    def __init__(self, loader: Any, device: torch.device) -> None:
+    def __init__(self, loader: Any, device: torch.device, seed: int = 0) -> None:
         """Wraps a loader.
 
         Args:
-            loader: e.g. a torch DataLoader; reseeded per epoch through torch's global generator.
+            loader: e.g. a torch DataLoader. One that shuffles by torch's global generator has an order of its own in every
+                epoch, always the same; with a generator of its own, whatever that gives.
             device: where batches go.
+            seed: of the run.
 
         Raises:
             TypeError: the loader has no length.
@@ -37,7 +41,12 @@ class LoaderBatches:
             raise TypeError(
                 f"{type(loader).__name__} is not a loader: needed are __iter__ and __len__, as a DataLoader has"
             )
-        self.loader, self.device = loader, device
+        self.loader, self.device, self.seed = loader, device, seed
+
+    @property
+    def has_fixed_order(self) -> bool:
+        """Whether every epoch begins with the same images."""
+        return isinstance(self.loader, Sequence) or isinstance(getattr(self.loader, "sampler", None), SequentialSampler)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -45,18 +54,22 @@ class LoaderBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The loader's batches, on the device."""
-        for x, y in self.loader:
+        with torch.random.fork_rng(devices=[]):  # the order is drawn with the first batch
+            torch.manual_seed(derived_seed(self.seed, "order", epoch))
+            batches = iter(self.loader)
+            first = list(islice(batches, 1))
+        for x, y in chain(first, batches):
             yield x.to(self.device), y.to(self.device)
 
 
-def as_batches(loader: Any, device: torch.device) -> EpochBatches:
+def as_batches(loader: Any, device: torch.device, seed: int = 0) -> EpochBatches:
     """The loader itself if it knows epochs, else wrapped.
 
     Raises:
         TypeError: it has no length.
         ValueError: an epoch of it has no batch.
     """
-    found: EpochBatches = loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device)
+    found: EpochBatches = loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device, seed)
     if len(found) == 0:
         raise ValueError(
             f"a {type(loader).__name__} has no batches: no images, or with drop_last=True fewer than one batch takes; give it "
@@ -68,11 +81,17 @@ def as_batches(loader: Any, device: torch.device) -> EpochBatches:
 def first_batches(batches: EpochBatches, images: int, epoch: int = 0) -> list[Batch]:
     """The first batches of an epoch, so many images in all: of the last batch no more than that takes, and two at least.
 
-    Statistics of a batch need two.
+    Statistics of a batch need two. Where all epochs begin with the same images, every epoch's are the next ones, until
+    there are no more.
     """
     found: list[tuple[Tensor, Tensor]] = []
     count = 0
-    for x, y in batches.epoch(epoch):
+    order: Iterable[Batch] = batches.epoch(epoch)
+    if epoch and getattr(batches, "has_fixed_order", False):
+        size = max((len(y) for _, y in islice(order, 1)), default=1)
+        at = epoch * math.ceil(images / size) % len(batches)
+        order = chain(islice(batches.epoch(0), at, None), islice(batches.epoch(0), at))
+    for x, y in order:
         if count >= images:
             break
         taken = max(images - count, 2)

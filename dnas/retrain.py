@@ -82,7 +82,7 @@ def retrain(
         NumericsError: a loss or gradient that is not finite.
     """
     config, engine = config or RetrainConfig(), engine or Engine(EngineConfig())
-    train, validation = as_batches(train, engine.device), as_batches(validation, engine.device)
+    train, validation = (as_batches(loader, engine.device, seed) for loader in (train, validation))
     model.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()

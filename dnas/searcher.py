@@ -83,7 +83,7 @@ def search(
     supernet.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()
-    sets = [as_batches(loader, engine.device) for loader in (weights, choices, validation)]
+    sets = [as_batches(loader, engine.device, seed) for loader in (weights, choices, validation)]
     if config.searcher == "neighbourhood":
         space = supernet.space
         if spared(config, space, budget) and engine.rank == 0:

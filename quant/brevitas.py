@@ -230,6 +230,15 @@ def _padding(layer: nn.Module) -> Any:
     return "same" if any(n % 2 for n in missing) else tuple(n // 2 for n in missing)
 
 
+def padding_of(layer: nn.Module) -> tuple[int, ...]:
+    """A convolution's padding as numbers: one per side of its kernel, or first and last ones."""
+    found = _padding(layer)
+    if not isinstance(found, str):
+        return tuple(found)
+    missing = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
+    return (*(n // 2 for n in missing), *(n - n // 2 for n in missing))
+
+
 def filter_axis(layer: nn.Module) -> int:
     """The weight dimension that has one step per entry: 1 for transposed convolutions, else 0."""
     return 1 if bool(getattr(layer, "transposed", False)) else 0

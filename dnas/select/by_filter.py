@@ -293,9 +293,17 @@ class _Problem:
 
 
 def _grid(
-    space: Space, scores: Scores, counts: Mapping[str, tuple[int, ...]], most: int, ranked: Scores | None = None
+    space: Space,
+    scores: Scores,
+    counts: Mapping[str, tuple[int, ...]],
+    most: int,
+    ranked: Scores | None = None,
+    legal: bool = True,
 ) -> _Grid:
-    """The options of the program; filters stay in the order of `ranked`, by default of the scores themselves."""
+    """The options of the program; filters stay in the order of `ranked`, by default of the scores themselves.
+
+    legal: with levels for the widths that a target's pairs allow beside each other.
+    """
     levels, orders = {}, {}
     sides = _sides(space)
     for choice in space.choices:
@@ -303,8 +311,20 @@ def _grid(
             orders[choice.name] = ranking(ranked or scores, choice)
         elif choice.by_filter and choice.searched:
             bits = choice.weight_bits if choice.kind == "weight_bits" else choice.act_bits
-            levels[choice.name] = Levels.of(choice, bits, scores.rows(choice), most, len(sides[choice.name]))
+            found = Levels.of(choice, bits, scores.rows(choice), most, len(sides[choice.name]))
+            subsets = _legal_subsets(space, choice, bits) if legal else set()
+            levels[choice.name] = found.within(bits, scores.rows(choice), most, subsets) if subsets else found
     return _Grid(space, levels, dict(counts), orders)
+
+
+def _legal_subsets(space: Space, choice: Choice, bits: Sequence[int]) -> set[tuple[int, ...]]:
+    """For every width of the other side the options, by position, that a target's pairs allow beside it."""
+    place = 0 if choice.kind == "weight_bits" else 1
+    found = set()
+    for other in {pair[1 - place] for pair in space.pairs or ()}:
+        fitting = {pair[place] for pair in space.pairs or () if pair[1 - place] == other}
+        found.add(tuple(i for i, width in enumerate(bits) if width in fitting))
+    return found - {(), tuple(range(len(bits)))}
 
 
 def _upper_bound(
@@ -321,7 +341,7 @@ def _upper_bound(
     if budget and any(name in budget.functions for name in limits):
         return float(sum(max(row) for choice in space.choices for row in scores.rows(choice)))
     best = _never_falling(scores, space)
-    grid = _grid(space, best, counts, most, ranked=scores)
+    grid = _grid(space, best, counts, most, ranked=scores, legal=False)
     _, bound = _Problem(grid, best, costs, budget).optimistic().solve(limits, seconds)
     return bound + left_out(best, space)
 

@@ -77,9 +77,8 @@ class Relaxed:
         matrix, upper = [], []
         for row in self.problem.rows:
             spent, rest = self.gradient(row.factors, point, block)
-            size = max(abs(row.limit), 1e-300)
-            matrix.append(spent / size)
-            upper.append((row.limit - rest) / size)
+            matrix.append(spent / row.unit)
+            upper.append((row.limit - rest) / row.unit)
         result = linprog(
             -gain,
             A_ub=np.array(matrix) if matrix else None,

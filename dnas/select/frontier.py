@@ -46,6 +46,29 @@ class Levels:
         taken = taken[np.argsort(_total(widths, taken), kind="stable")]
         return Levels(choice, taken, np.take_along_axis(values, taken.T, axis=1).T, channels)
 
+    def within(
+        self, bits: Sequence[int], rows: Sequence[Sequence[float]], most: int, legal: set[tuple[int, ...]]
+    ) -> "Levels":
+        """With the levels that subsets of the options have by themselves: a width that is legal may be on no frontier of all.
+
+        Args:
+            bits: as for `of`.
+            rows: as for `of`.
+            most: as for `of`, in each subset.
+            legal: subsets of the options, by position.
+        """
+        values = np.asarray(rows, dtype=np.float64)
+        values = values - values[:, -1:]
+        parts = [self.taken]
+        for options in legal:
+            kept = list(options)
+            own = Levels.of(self.choice, [bits[i] for i in kept], values[:, kept].tolist(), most, self.channels)
+            parts.append(np.asarray(kept)[own.taken])
+        taken = np.unique(np.concatenate(parts), axis=0)
+        widths = np.outer(block_sizes(self.choice, self.channels), np.asarray(bits, dtype=np.float64))
+        taken = taken[np.argsort(_total(widths, taken), kind="stable")]
+        return Levels(self.choice, taken, np.take_along_axis(values, taken.T, axis=1).T, self.channels)
+
     def per_channel(self, channels: Sequence[int]) -> NDArray[np.int64]:
         """The option of these filters at every level; shape (levels, channels)."""
         return self.taken[:, np.asarray(channels) // self.choice.block]

@@ -8,6 +8,7 @@ from scipy.optimize import linprog
 
 from dnas.select.decomposition import Graph
 from dnas.select.dominance import Numbers
+from dnas.select.problem import TINY
 
 ROUNDS = 60
 PRECISE = 1e-9
@@ -87,7 +88,9 @@ def minimise_dual(graph: Graph, limits: Numbers, rounds: int = ROUNDS) -> Dual:
     if (smallest > limits).any():
         dual.bound = -np.inf
         return dual
-    scale = np.maximum(np.abs(limits), 1e-300)
+    dearest = np.array([to_go(graph, -unit, 0.0)[0][0] for unit in units])
+    # where constant parts use a budget up, its unit is the largest cost
+    scale = np.maximum(np.where(np.abs(limits) > TINY * dearest, np.abs(limits), dearest), 1e-300)
     cuts: list[tuple[float, Numbers]] = []  # value, slack in units of the limits
     seen: list[tuple[float, Numbers]] = []
 

@@ -15,6 +15,9 @@ from dnas.search.scores import Scores
 from dnas.space.choice import Choice, Space
 from dnas.space.cost import Cost, Factor
 
+TINY = 1e-9
+"""Of the largest cost: a smaller limit is no unit to measure in."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,6 +31,12 @@ class Row:
     def is_integral(self) -> bool:
         """Whether every entry is an integer, so that sums are exact in any order."""
         return all(bool((factor.table == np.round(factor.table)).all()) for factor in self.factors)
+
+    @cached_property
+    def unit(self) -> float:
+        """What its sums are measured in: the limit, or the largest sum where constant parts leave nothing of the limit."""
+        largest = sum(float(np.abs(factor.table).max(initial=0.0)) for factor in self.factors)
+        return abs(self.limit) if abs(self.limit) > TINY * largest else largest or 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Problem:
         """
         total = self._read(self.forbidden, indices)
         for row in self.rows:
-            total += np.maximum(self._read(row.factors, indices) / max(row.limit, 1e-300) - 1.0, 0.0)
+            total += np.maximum((self._read(row.factors, indices) - row.limit) / row.unit, 0.0)
         return total
 
     def position(self, indices: NDArray[np.int64]) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """A program handed to HiGHS until its solution holds in integers."""
 
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,8 @@ from scipy.optimize import Bounds, milp
 from dnas.search.budget import BudgetError
 from dnas.select.program import Program
 
+LEAST_TIME = 1.0
+"""Seconds that every attempt gets, however many came before."""
 SCALE = 1e4
 """Of the objective that HiGHS sees: its absolute gap of 1e-6 is then finer than the tie-break."""
 
@@ -31,14 +35,25 @@ def solve(
     integrality = np.zeros(program.size)
     integrality[: program.binaries] = 1
     tightened, bound = dict(limits), -float("inf")
-    for _ in range(20):
-        result = milp(
+    deadline = time.perf_counter() + time_limit
+
+    def attempt(presolve: bool) -> Any:
+        return milp(
             -SCALE * objective,
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=program.constraints(tightened),
-            options={"time_limit": time_limit, "mip_rel_gap": gap},
+            options={
+                "time_limit": max(deadline - time.perf_counter(), LEAST_TIME),
+                "mip_rel_gap": gap,
+                "presolve": presolve,
+            },
         )
+
+    for _ in range(20):
+        result = attempt(presolve=True)
+        if result.x is None and result.status != 1:  # presolve has called limits that can be met infeasible
+            result = attempt(presolve=False)
         if result.x is None and result.status not in (1, 2):  # neither out of time nor infeasible
             raise RuntimeError(f"HiGHS failed on the selection: {result.message}")
         if result.x is None:

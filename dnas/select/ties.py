@@ -35,7 +35,6 @@ def _spent(problem: Problem) -> tuple[dict[str, NDArray[np.float64]], float]:
     spent = {name: np.zeros(size) for name, size in problem.sizes.items()}
     full = 0.0
     for row in problem.rows:
-        limit = max(abs(row.limit), 1e-300)
         total = sum(factor.at(last) for factor in row.factors)
         own = {name: np.full(size, total) for name, size in problem.sizes.items()}
         for factor in row.factors:
@@ -43,8 +42,8 @@ def _spent(problem: Problem) -> tuple[dict[str, NDArray[np.float64]], float]:
                 index: list[int | slice] = [last[other] for other in factor.choices]
                 index[axis] = slice(None)
                 own[name] = own[name] + factor.table[tuple(index)] - factor.at(last)
-        spent = {name: np.maximum(found, own[name] / limit) for name, found in spent.items()}
-        full = max(full, total / limit)
+        spent = {name: np.maximum(found, own[name] / row.unit) for name, found in spent.items()}
+        full = max(full, total / row.unit)
     return spent, full or 1.0
 
 

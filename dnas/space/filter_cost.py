@@ -11,9 +11,10 @@ with W_mw (A_ma) the expected number of filters (input channels) at width w (a) 
 channel that decides by itself, or the filter count of a group that decides as a whole.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -145,6 +146,13 @@ class FilterTerms:
     choices: Mapping[str, int]
     _terms: _Terms
     _rows: int
+
+    def bounded(self, take: Callable[..., float]) -> "FilterTerms":
+        """With the smallest (take=min) or largest (max) cost of a pair of channels at whichever widths."""
+        terms = copy.copy(self._terms)
+        terms.layers = [(outs, ins, np.full_like(unit, take(unit.ravel()))) for outs, ins, unit in terms.layers]
+        terms.diagonal = [(m, w, a, n, np.full_like(unit, take(unit.ravel()))) for m, w, a, n, unit in terms.diagonal]
+        return replace(self, _terms=terms)
 
     def placed(self, first: Mapping[str, int], last: int) -> "PlacedTerms":
         """The terms over a matrix in which the decisions of a choice start at row first[name], of `last` rows in all."""

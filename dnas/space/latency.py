@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dnas.space.choice import ChannelMap, Layer, Space, read_typed
 from dnas.space.processor import instructions, processor
 from dnas.space.trace import evaluating
+from quant.brevitas import padding_of
 
 LATENCY = "latency_us"
 """Name of the cost: microseconds."""
@@ -68,7 +69,8 @@ class MeasureConfig:
 class Shape:
     """What a layer's time depends on, but for its channels and kernel.
 
-    inputs: spatial sizes of its input (empty for linear layers; then `rows` vectors per image); stride, padding, dilation.
+    inputs: spatial sizes of its input (empty for linear layers; then `rows` vectors per image); stride, padding
+        (`quant.brevitas.padding_of`), dilation.
     requantised: whether its output is quantised at once, so that onnxruntime runs it in integers; else it gives floats.
     """
 
@@ -141,9 +143,9 @@ def layer_shapes(model: nn.Module, x: Tensor, space: Space, requantised: Collect
         def run(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             size = tuple(args[0].shape)
             kind = type(module).__name__
-            if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module.padding, str):
+            if isinstance(module, nn.modules.conv._ConvNd):
                 found[name] = Shape(
-                    kind, size[2:], 1, module.stride, module.padding, module.dilation, name in requantised
+                    kind, size[2:], 1, module.stride, padding_of(module), module.dilation, name in requantised
                 )
             else:
                 found[name] = Shape(kind, (), max(int(np.prod(size[1:-1])), 1), (), (), (), name in requantised)
@@ -233,7 +235,7 @@ def build_file(configuration: Configuration, config: MeasureConfig) -> bytes:
     if linear:
         nodes.append(helper.make_node("Gemm", [x, w, "b"], [last], transB=1))
     else:
-        pads = [*shape.padding, *shape.padding]
+        pads = [*shape.padding, *shape.padding][: 2 * len(shape.inputs)]  # twice, or different ones
         nodes.append(
             helper.make_node(
                 "Conv", [x, w, "b"], [last], strides=list(shape.stride), pads=pads, dilations=list(shape.dilation),

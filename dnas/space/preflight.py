@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rich.markup import escape
@@ -47,7 +47,8 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
 
     Joint choices of two widths have no order that holds for every cost. A cost of layers is a sum in which no two of them
     meet, so that each can be tried by itself; a cost of tensors grows with the activation bits. A user's cost or a latency
-    need not grow with anything: for these it is a bound, what all tables reach by themselves.
+    need not grow with anything, and a peak not with the blocks that run: for these it is a bound, what all tables reach by
+    themselves.
     """
     position: dict[str, Position] = space.extreme(dearest)
     take: Callable[..., int] = max if dearest else min
@@ -59,9 +60,14 @@ def extreme_cost(space: Space, cost: Cost, dearest: bool) -> float:
             else:
                 values = [cost.at({**position, choice.name: option}) for option in options]
                 position[choice.name] = take(options, key=values.__getitem__)
-    if cost.name not in (*LAYER_COSTS, *TENSOR_COSTS) and cost.filters is None:
+    fewer = cost.name in TENSOR_COSTS and bool(space.gates) and not dearest
+    if fewer or cost.name not in (*LAYER_COSTS, *TENSOR_COSTS):
         with suppress(ValueError):  # of a table too large to hold, which is read entry by entry
-            return cost.bound(take)
+            found = replace(cost, filters=None).bound(take)
+            if cost.filters is not None:
+                alone = replace(cost, rows=((),), constants=(0.0,), filters=cost.filters.bounded(take))
+                found += alone.at(position)
+            return found
     return cost.at(position)
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dnas.data import Batches, Data, DataConfig, DataError, Split, batches, load_data
 from dnas.data.load import moments
-from dnas.loaders import as_batches, first_batches
+from dnas.loaders import as_batches, first_batches, span
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,36 @@ def test_the_first_images_of_an_epoch_are_as_many_as_were_asked_for() -> None:
     loader = as_batches(DataLoader(TensorDataset(torch.arange(100), torch.zeros(100)), 16), torch.device("cpu"))
     for images, sizes in ((40, [16, 16, 8]), (32, [16, 16]), (16, [16]), (17, [16, 2]), (1000, [16] * 6 + [4])):
         assert [len(x) for x, _ in first_batches(loader, images)] == sizes
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parts_of_an_epoch_of_a_users_loader_are_of_one_order(shuffle: bool) -> None:
+    """Each part is asked for by itself, torch's generator somewhere else by then; another epoch has another order."""
+    loader = DataLoader(TensorDataset(torch.arange(100), torch.zeros(100)), 10, shuffle=shuffle)
+    batches = as_batches(loader, torch.device("cpu"), seed=3)
+
+    def images(first: int, last: int) -> list[int]:
+        return [int(i) for x, _ in span(batches, first, last) for i in x]
+
+    found: list[int] = []
+    for part in range(8):
+        torch.manual_seed(part)
+        before = torch.get_rng_state()
+        found += images(5 * part, 5 * part + 5)
+        assert torch.equal(torch.get_rng_state(), before)
+    epochs = [found[i : i + 100] for i in range(0, 400, 100)]
+    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
+    assert (epochs[0] != epochs[1]) == shuffle
+    assert images(0, 40) == found
+    assert (
+        images(0, 10) != [int(i) for x, _ in as_batches(loader, torch.device("cpu"), 4).epoch(0) for i in x]
+    ) == shuffle
+
+
+def test_rounds_take_other_images_of_a_loader_in_fixed_order() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(100), torch.zeros(100)), 10)
+    batches = as_batches(loader, torch.device("cpu"))
+    found = [[int(i) for x, _ in first_batches(batches, 25, epoch) for i in x] for epoch in range(5)]
+    assert found[:3] == [list(range(25)), list(range(30, 55)), list(range(60, 85))]
+    assert found[3] == [*range(90, 100), *range(15)]  # and from the start again
+    assert found[4] == list(range(20, 45))

@@ -7,7 +7,9 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from dnas.space.cost import build_cost
 from dnas.space.latency import LatencyError, LatencyTable, MeasureConfig, machine, measure_latency, microseconds
 from dnas.stages.context import open_folder
 from dnas.stages.measure import measure_network, warn_if_busy
+from quant.brevitas import padding_of
 from tests.networks import Residual, example
 from tests.small import SMALL
 from tests.small import dnas as dnas_command
@@ -252,3 +255,26 @@ def test_a_table_of_a_busy_machine_says_so() -> None:
         warn_if_busy(replace(quiet, checked=None))
     with pytest.warns(RuntimeWarning, match=r"differ by 69% .*measure again when it is quiet"):
         warn_if_busy(replace(quiet, checked={"noise": 0.69}))
+
+
+@pytest.mark.parametrize(
+    ("padding", "kernel", "pads"), [("same", 3, [2, 2, 2, 2]), ("same", 4, [3, 3, 3, 3]), ("valid", 3, [0] * 4)]
+)
+def test_padding_by_name_is_timed_as_a_convolution(padding: str, kernel: int, pads: list[int]) -> None:
+    layer = nn.Conv2d(3, 8, kernel, padding=padding, dilation=2)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 10, 10)
+    space = dnas.build_space(model, x, (8,), (8,), (1.0,))
+    shapes = latency.layer_shapes(model, x, space, ["0"])
+    found = latency.configurations(space, shapes, model, {})["0", 3, 8, kernel**2, 1]
+    content = onnx.load_from_string(latency.build_file(found, CONFIG))
+    (node,) = [node for node in content.graph.node if node.op_type == "Conv"]
+    assert {a.name: list(a.ints) for a in node.attribute}["pads"] == pads
+    session = onnxruntime.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {i.name: np.zeros(i.shape, np.uint8) for i in session.get_inputs()})
+    assert output.shape[2:] == model[0](x).shape[2:]
+
+
+def test_uneven_padding_by_name() -> None:
+    assert padding_of(nn.Conv1d(1, 1, 4, padding="same")) == (1, 2)
+    assert padding_of(nn.Conv2d(1, 1, (4, 3), padding="same")) == (1, 1, 2, 1)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_filter_cost import SPACES, joined, positions_of, space_of
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from dnas.select import by_filter
 from dnas.select.settle import total_score
 from dnas.space.architecture import Architecture
 from dnas.space.choice import Space
+from dnas.space.conventions import macs
 from dnas.space.cost import Cost, Factor, build_cost
 
 
@@ -164,3 +166,49 @@ def test_a_program_that_counts_too_little_is_solved_again_or_refused(
             BudgetError, match=r"whose costs hold the budgets .* the last one costs .* raise the budget"
         ):
             dnas.select(scores, space, budget)
+
+
+def test_a_legal_width_that_is_on_no_frontier() -> None:
+    """Four bits beside eight are all that fits; by score per bit no filter would take them."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 2),
+    ).eval()  # fmt: skip
+    space = dnas.build_space(
+        model, torch.rand(4, 3, 8, 8), (2, 4, 8), (2, 8), (1.0,), granularity="filter",
+        target=dnas.Target("pairs", pairs=((2, 2), (4, 8), (8, 8))),
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        c.name: ((0.0, 0.1, 1.0),) * c.count if c.by_filter else tuple(float(i) for i in range(len(c.options)))
+        for c in space.choices
+    }
+    four = {c.name: (4,) * c.count if c.kind == "weight_bits" else c.options[-1] for c in space.choices}
+    limit = Architecture(space, four).cost("weight_bits")
+    found = dnas.select(Scores(values, "given"), space, dnas.Budget(weight_bits=float(limit)))
+    assert found.cost("weight_bits") <= limit
+    for layer in space.layers:
+        (act,) = {found[layer.act_choice]} if isinstance(found[layer.act_choice], int) else set(found[layer.act_choice])
+        assert {(w, act) for w in found[layer.weight_choice]} <= {(2, 2), (4, 8), (8, 8)}
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_the_least_of_a_cost_that_does_not_grow_with_the_width(granularity: str) -> None:
+    """Three bits are unpacked to eight: four are the cheapest."""
+
+    def own(layer: Any, inputs: int, outputs: int, weight: int, act: int) -> float:
+        return macs(layer, inputs, outputs, weight, act) * {3: 8, 4: 4, 8: 8}[weight]
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    space = dnas.build_space(model, torch.rand(4, 3, 8, 8), (3, 4, 8), (8,), (1.0,), granularity=granularity)
+    four = {
+        c.name: (4,) * c.count if c.by_filter else 4 if c.kind == "weight_bits" else c.options[-1]
+        for c in space.choices
+    }
+    values: dict[str, Any] = {
+        c.name: (tuple(range(c.width)),) * c.count if c.by_filter else tuple(range(c.width)) for c in space.choices
+    }
+    limit = Architecture(space, four, functions={"own": own}).cost("own")
+    found = dnas.select(Scores(values, "given"), space, dnas.Budget(own=float(limit), functions={"own": own}))
+    assert found.cost("own") == limit
+    with pytest.raises(BudgetError, match="smallest"):
+        dnas.select(Scores(values, "given"), space, dnas.Budget(own=0.99 * limit, functions={"own": own}))

@@ -339,3 +339,46 @@ def test_seeds_decide_the_heuristics() -> None:
 
     for solve in (solve_evolution, solve_random, solve_frank_wolfe):
         assert run(solve, 3).positions == run(solve, 3).positions
+
+
+def rank_one_problem(seed: int) -> Problem:
+    """Costs that are mostly products of one factor per choice, up to 10,000 times as large as others, under tight budgets."""
+    rng = np.random.default_rng(seed)
+    sizes = {f"c{i}": int(rng.integers(2, 5)) for i in range(int(rng.integers(3, 6)))}
+    choices = tuple(Choice(name, "option", tuple(range(size))) for name, size in sizes.items())
+
+    def factor() -> Factor:
+        names = tuple(str(name) for name in rng.choice(list(sizes), int(rng.integers(2, 4)), replace=False))
+        vectors = [rng.integers(1, 9, size=sizes[name]).astype(float) for name in names]
+        return Factor(names, functools.reduce(np.multiply.outer, vectors) * 10.0 ** rng.integers(0, 5))
+
+    values = tuple(Factor((name,), np.sort(rng.random(size))) for name, size in sizes.items())
+    rows = [tuple(factor() for _ in range(rng.integers(1, 4))) for _ in range(rng.integers(1, 5))]
+    cost = Cost("bops", tuple(rows), (0.0,) * len(rows))
+    reached = sorted(cost.at(found) for found in everything(Problem(choices, values)))
+    limit = reached[int(rng.choice([0.0, 0.05, 0.3]) * (len(reached) - 1))]
+    return Problem(choices, values, (cost,), {"bops": limit})
+
+
+def test_limits_that_can_be_met_are_never_called_infeasible() -> None:
+    """HiGHS' presolve does so at times, in the conditional form."""
+    for seed in (*range(30), 1149, 1501, 2041):
+        problem = rank_one_problem(seed)
+        best = max(problem.value(found) for found in everything(problem) if problem.holds(found))
+        for conditional in (True, False):
+            found = solve_highs(problem, 20.0, 0.0, conditional)
+            assert problem.holds(found.positions)
+            assert found.value == pytest.approx(best, abs=1e-6), (seed, conditional)
+
+
+@pytest.mark.parametrize("solver", ["labels", "highs"])
+def test_constant_parts_that_use_a_budget_up(solver: str) -> None:
+    """What is left is 0: no unit to measure costs in."""
+    choices = (Choice("a", "option", (0, 1, 2)), Choice("b", "option", (0, 1)))
+    values = (Factor(("a",), np.array([0.0, 1.0, 3.0])), Factor(("b",), np.array([0.0, 2.0])))
+    table = np.array([[0.0, 0.0], [0.0, 5.0], [4.0, 4.0]])
+    problem = Problem(choices, values, (Cost("bops", ((Factor(("a", "b"), table),),), (2.0,)),), {"bops": 2.0})
+    found = solve_problem(problem, solver, 20.0)
+    assert found.positions == {"a": 0, "b": 1}
+    assert found.value == pytest.approx(2.0)
+    assert found.bound == pytest.approx(2.0)
