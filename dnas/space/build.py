@@ -12,7 +12,7 @@ from dnas.space.attention import separate_attention
 from dnas.space.check import failing_groups
 from dnas.space.choice import INPUT_BITS, ChannelMap, Choice, Fixed, Group, Layer, Space, Through
 from dnas.space.coupling import Coupling, find_coupling, is_depthwise
-from dnas.space.examples import input_samples, multiplications, sizes_of_calls, trace_few, trace_one
+from dnas.space.examples import batch_of, input_samples, multiplications, sizes_of_calls, trace_few, trace_one
 from dnas.space.granularity import (
     Decisions,
     Filters,
@@ -171,10 +171,11 @@ def build_space(
         choices[index] = Choice(groups[index].choice, "filters", (groups[index].size,))
         fixed.append(Fixed(groups[index].choice, reason))
     choices += optional.choices
-    tensors = lifetimes(trace, act_of, layers, sizes, optional.gates)
+    tensors = lifetimes(trace, act_of, layers, sizes, optional.gates, batch_of(few))
     return Space(
         tuple(choices), tuple(groups), tuple(layers), tuple(tensors), ranges,
         through, tuple(fixed), weight_narrow, target.pairs, tuple(optional.gates),
+        tuple(call.layer for call in trace.calls) if optional.gates else (),
     )  # fmt: skip
 
 

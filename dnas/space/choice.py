@@ -188,10 +188,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class ActTensor:
-    """A tensor that a layer consumes: stored at the width of `choice` while layers `first` to `last` run.
+    """A tensor that a layer consumes, or that waits to be read: stored at the width of `choice` while `first` to `last` run.
 
     elements: elements per channel and example. Channels are those of layer `like`, on its input or output side. readers:
-    the layers for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules
+    the modules for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules
     that hand it on, the last one first, each as (number of the gate, what `first` is where that module does not run).
     """
 
@@ -228,7 +228,8 @@ class Space:
 
     Layers stand in the order in which they run. `weight_narrow` is the grid of all weights (see `quant.QuantSpec`).
     `pairs`, if given, lists the legal (weight bits, activation bits) of every layer whose two widths are choices of
-    their own; where they are one choice, its options are the legal pairs.
+    their own; where they are one choice, its options are the legal pairs. `calls`, in a space with gates, are the layers as
+    they run, one by one: the rows that stored tensors are counted in.
     """
 
     choices: tuple[Choice, ...]
@@ -241,6 +242,7 @@ class Space:
     weight_narrow: bool = False
     pairs: tuple[tuple[int, int], ...] | None = None
     gates: tuple[Gate, ...] = ()
+    calls: tuple[str, ...] = ()
     _index: dict[str, Choice] = field(default_factory=dict, init=False, repr=False, compare=False)
     tables: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Costs tabulated so far, by name; filled by `dnas.space.cost.build_cost`."""
@@ -316,7 +318,7 @@ class Space:
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if self.gates or any(layer.kernel_choice for layer in self.layers):
             return json.dumps({"type": "dnas.Space", "version": 3, **content}, indent=1)
-        del content["gates"]
+        del content["gates"], content["calls"]
         for layer in content["layers"]:
             del layer["kernel_choice"]
         for tensor in content["tensors"]:
@@ -361,6 +363,7 @@ class Space:
             weight_narrow=content["weight_narrow"],
             pairs=None if content["pairs"] is None else tuple((w, a) for w, a in content["pairs"]),
             gates=tuple(Gate(**gate) for gate in content.get("gates", ())),
+            calls=tuple(content.get("calls", ())),
         )
 
 

@@ -33,6 +33,7 @@ from dnas.space.filter_cost import (
     tensor_terms,
     unit_cost,
 )
+from dnas.space.stored import counts, deciding, may_count
 
 MAX_TABLE = 1_000_000
 
@@ -279,36 +280,17 @@ def _layer_factors(space: Space, layer: Layer, name: str, function: LayerCost) -
     return [factor(part) for part in parts]
 
 
-def _live(tensor: ActTensor, row: int | None) -> bool:
-    """Whether a tensor may count: towards traffic (row None) as an input, towards a row of the peak while it lives."""
-    first = min([tensor.first, *(first for _, first in tensor.earlier)])
-    return tensor.side == "input" if row is None else first <= row <= tensor.last
-
-
-def _stored(space: Space, tensor: ActTensor, row: int | None, position: Mapping[str, Position]) -> bool:
-    """Whether a tensor counts at one option (by position) per choice: some reader runs, and it exists in the row."""
-    if not any(space.runs(reader, position) for reader in tensor.readers):
-        return False
-    first = tensor.first
-    for number, earlier in tensor.earlier:
-        if space.is_open(space.gates[number], position):
-            break
-        first = earlier
-    return row is None or first <= row <= tensor.last
-
-
 def _tensor_factors(space: Space, row: int | None, unit: float = 1) -> list[Factor]:
     factors = []
     for tensor in space.tensors:
-        if not _live(tensor, row) or by_filter(space, tensor_side(space, tensor), tensor.choice):
+        if not may_count(space, tensor, row) or by_filter(space, tensor_side(space, tensor), tensor.choice):
             continue
         act = space.choice(tensor.choice)
-        gates = [gate.choice for reader in tensor.readers for gate in space.gates_of(reader)]
-        gates += [space.gates[number].choice for number, _ in tensor.earlier]
+        gates = deciding(space, tensor, row)
         for group, count in tensor_side(space, tensor).counts.items():
 
             def value(position: Mapping[str, Position], group: int = group, count: int = count) -> float:
-                if gates and not _stored(space, tensor, row, position):  # noqa: B023
+                if gates and not counts(space, tensor, row, position):  # noqa: B023
                     return 0.0
                 channels = _kept(space, group, count, position)
                 bits = act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
@@ -425,7 +407,7 @@ def tensors_by_row(space: Space, name: str) -> list[list[ActTensor]]:
     """Of a cost of stored tensors those that count in each of its rows; empty for costs of layers."""
     if name not in TENSOR_COSTS:
         return []
-    return [[tensor for tensor in space.tensors if _live(tensor, row)] for row in _rows(space, name)]
+    return [[tensor for tensor in space.tensors if may_count(space, tensor, row)] for row in _rows(space, name)]
 
 
 def reference_cost(
@@ -440,7 +422,7 @@ def reference_cost(
         full = {choice.name: len(choice.options) - 1 for choice in space.choices}
 
         def held(tensor: ActTensor, row: int | None) -> bool:
-            return _live(tensor, row) and (not tensor.readers or _stored(space, tensor, row, full))
+            return may_count(space, tensor, row) and (not space.gates or counts(space, tensor, row, full))
 
         return float(max(sum(size * bits for tensor, size in sizes if held(tensor, row)) for row in _rows(space, name)))
     function = (functions or {}).get(name) or LAYER_COSTS[name]

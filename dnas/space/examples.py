@@ -57,7 +57,7 @@ def trace_few(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Trace, tuple[A
 
 def sizes_of_calls(trace: Trace, batch: int) -> list[tuple[int, int]]:
     """Elements that every call of a trace of so many examples reads and makes per example; see `trace_one`."""
-    return [(_share(call.input_shape, batch), _share(call.output_shape, batch)) for call in trace.calls]
+    return [(share(call.input_shape, batch), share(call.output_shape, batch)) for call in trace.calls]
 
 
 def multiplications(trace: Trace, batch: int) -> dict[tuple[str, str], int]:
@@ -91,7 +91,7 @@ def _made(outputs: Sequence[Tensor], inputs: tuple[Any, ...]) -> list[list[int]]
     return [[-1 if i == 0 and size == batch else size for i, size in enumerate(x.shape)] for x in outputs]
 
 
-def _share(shape: torch.Size, batch: int) -> int:
+def share(shape: torch.Size, batch: int) -> int:
     """Elements of one example; all of them where the first dimension is not the batch's."""
     return shape.numel() // batch if batch and shape and shape[0] % batch == 0 else shape.numel()
 

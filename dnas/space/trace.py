@@ -34,7 +34,7 @@ class Call:
 
 @dataclass
 class Operation:
-    """One ATen operation: storages read and written, multiplications, and the module it ran in."""
+    """One ATen operation: storages read and written, multiplications, and the module it ran in; shapes of what it wrote."""
 
     name: str
     reads: set[int]
@@ -42,6 +42,7 @@ class Operation:
     calls_before: int
     macs: int
     module: str
+    shapes: dict[int, torch.Size] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,6 +110,7 @@ class _Recorder(TorchDispatchMode):
                 len(self.trace.calls),
                 0 if self.inside else macs,
                 self.stack[-1] if self.stack else "",
+                {_storage(t): t.shape for t in tensors_of(out)},
             )
         )
         return out
