@@ -33,6 +33,8 @@ RESULT = HERE / "results" / "cifar10_ablation.json"
 DEFAULT, ALWAYS = "3.5%", "w2a2"
 """Budgets: where the default trains, and where it has to be told."""
 UNCHANGED = "unchanged"
+EARLIER = "-revision2"
+"""Ends the key of a row of an earlier revision of the arithmetic that has a successor."""
 FROM_FLOAT = " from float"
 """Ends the name of a change whose selection is trained from float weights instead, with the epochs that baselines get."""
 ROUNDS: dict[str, tuple[str, ...]] = {
@@ -131,9 +133,14 @@ def with_references(names: Sequence[str]) -> list[str]:
 
 
 def of_change(rows: Sequence[dict[str, Any]], budget: str, name: str) -> dict[int, dict[str, Any]]:
-    """The rows of a change by seed."""
-    own = [row for row in rows if row["search_seed"] is not None]
-    return {row["search_seed"]: row for row in own if row["key"] == job(budget, name, row["search_seed"]).key}
+    """The rows of a change by seed; of the unchanged search those that the changes were trained beside, where they are kept."""
+    by_key = {row["key"]: row for row in rows}
+    found = {}
+    for seed in sorted({row["search_seed"] for row in rows if row["search_seed"] is not None}):
+        key = job(budget, name, seed).key
+        if row := by_key.get(f"{key}{EARLIER}") or by_key.get(key):
+            found[seed] = row
+    return found
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

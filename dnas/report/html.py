@@ -139,7 +139,7 @@ def _results(report: Mapping[str, Any]) -> Markup | None:
     order = dict.fromkeys([*(report.get("budgets") or {}), *(n for row in rows for n in row.get("costs") or {})])
     names = [name for name in order if any(name in (row.get("costs") or {}) for row in rows)]
     header = ["Network", "Architecture", "Test accuracy, %", "Validation, %", *[_head(n) for n in names]]
-    header += ["Weight bytes", "Search cost, QAT runs", "Time", "Within budget"]
+    header += ["Weight bytes", "Search time, QAT runs", "Time", "Within budget"]
     lines = []
     for row in rows:
         within = row.get("within_budget")

@@ -255,7 +255,7 @@ def pareto_table(collected: Mapping[str, Any]) -> Table:
     shown.add_column("network")
     for column in ("accuracy % (mean ± sd, n)", *[cost_label(cost) for cost in costs], "weight bytes"):
         shown.add_column(column, justify="right")
-    shown.add_column("search cost (QAT runs)", justify="right")
+    shown.add_column("search time (QAT runs)", justify="right")
     several = len(collected["networks"]) > 1
     notes = []
     for network in collected["networks"]:
@@ -314,7 +314,7 @@ def _html(collected: Mapping[str, Any]) -> str:
         "Test accuracy, %",
         *[cost_label(cost) for cost in costs],
         "Weight bytes",
-        "Search cost, QAT runs",
+        "Search time, QAT runs",
     ]
     for index, network in enumerate(collected["networks"]):
         entries = _entries(network)

@@ -99,7 +99,7 @@ def bytes_text(value: float | None) -> str:
 
 
 def runs_text(value: float | None) -> str:
-    """A search cost in runs of quantisation-aware training."""
+    """The time of a search in runs of quantisation-aware training."""
     return NONE if value is None else f"{value:.2f}"
 
 

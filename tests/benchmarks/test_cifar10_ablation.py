@@ -38,6 +38,8 @@ from tables import table
 from dnas.config import parse_config
 from tests.benchmarks.test_pareto_plan import Now
 
+RESULTS_FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
+
 IMAGES = {UNCHANGED: 85_376, "one round": 55_424, "gumbel": 316_000, "gumbel soft": 316_000}
 
 
@@ -200,3 +202,11 @@ def test_differences_are_corrected_for_their_number() -> None:
     assert len(pairs) == 3
     assert [pair["p_holm"] for pair in pairs] == holm([pair["p"] for pair in pairs])
     assert min(pair["p_holm"] for pair in pairs) == pytest.approx(3 * min(pair["p"] for pair in pairs))
+
+
+def test_the_committed_table_is_of_the_committed_rows() -> None:
+    """Differences are between rows of one revision of the arithmetic, whatever was trained anew since."""
+    rows = json.loads((RESULTS_FOLDER / "cifar10_pareto.json").read_text(encoding="utf-8"))
+    assert json.loads((RESULTS_FOLDER / "cifar10_ablation.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(summary(rows))
+    )
