@@ -234,4 +234,17 @@ def _run(model: nn.Module, example_inputs: tuple[Any, ...], skipped: Collection[
             trace.unusual.setdefault(call.layer, "its input is changed in place after it was read: left as it is")
     trace.outputs = tensors_of(output)
     trace.output_storages = {_storage(t) for t in trace.outputs}
+    needed = _needed(trace)
+    for call in trace.calls if trace.outputs else ():
+        if not any(other.output_storage in needed for other in trace.calls if other.layer == call.layer):
+            trace.unusual.setdefault(call.layer, "no output depends on it outside of training: left as it is")
     return trace
+
+
+def _needed(trace: Trace) -> set[int]:
+    """Storages that some output is computed from."""
+    found = set(trace.output_storages)
+    for operation in reversed(trace.operations):
+        if operation.writes & found:
+            found |= operation.reads
+    return found
