@@ -190,7 +190,8 @@ class Gate:
 class ActTensor:
     """A tensor that a layer consumes, or that waits to be read: stored at the width of `choice` while `first` to `last` run.
 
-    elements: elements per channel and example. Channels are those of layer `like`, on its input or output side. readers:
+    elements: elements per channel and example. Channels are those of layer `like`: side "input" is what it consumes, "aside"
+    something else with the channels of its input, "output" something with those of its output. readers:
     the modules for which it is stored, in a space with gates; where none of them runs, it is not. earlier: gated modules
     that hand it on, the last one first, each as (number of the gate, what `first` is where that module does not run).
     """

@@ -33,7 +33,7 @@ from dnas.space.filter_cost import (
     tensor_terms,
     unit_cost,
 )
-from dnas.space.stored import counts, deciding, may_count
+from dnas.space.stored import counts, deciding, may_count, width
 
 MAX_TABLE = 1_000_000
 
@@ -293,8 +293,7 @@ def _tensor_factors(space: Space, row: int | None, unit: float = 1) -> list[Fact
                 if gates and not counts(space, tensor, row, position):  # noqa: B023
                     return 0.0
                 channels = _kept(space, group, count, position)
-                bits = act.act_bits[position[act.name]]  # type: ignore[index] # noqa: B023
-                return unit * tensor.elements * channels * bits  # noqa: B023
+                return unit * tensor.elements * channels * width(space, tensor, position)  # noqa: B023
 
             factors.append(
                 _tabulate(space, [*_names(space, [group]), act.name, *gates], value, f"tensor {tensor.choice}")

@@ -44,7 +44,7 @@ def layer_by_filter(space: Space, layer: Layer) -> bool:
 def tensor_side(space: Space, tensor: ActTensor) -> ChannelMap:
     """The channels of a stored tensor."""
     layer = space.layer(tensor.like)
-    return layer.inputs if tensor.side == "input" else layer.outputs
+    return layer.outputs if tensor.side == "output" else layer.inputs
 
 
 def tensor_parts(space: Space, tensor: ActTensor) -> list[tuple[ChannelMap, tuple[int, ...] | None]]:

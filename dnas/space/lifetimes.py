@@ -118,7 +118,8 @@ def _waiting(
         if last < first:
             continue
         readers = (reader,) if gates else ()
-        new = ActTensor(quantised[becomes], origin.layer, origin.side, elements, first, last, readers)
+        side = "output" if origin.side == "output" else "aside"
+        new = ActTensor(quantised[becomes], origin.layer, side, elements, first, last, readers)
         pieces = found.setdefault(origin, [])
         for index, piece in enumerate(pieces):
             alike = (piece.choice, piece.elements) == (new.choice, new.elements)

@@ -99,7 +99,12 @@ class Pooled(nn.Module):
 
 def test_a_pooled_shortcut_waits_at_its_own_size() -> None:
     image, x, small = 3 * PIXELS, 8 * PIXELS, 8 * PIXELS // 4
-    assert peaks(whole(Pooled(), torch.randn(2, 3, 8, 8))) == [image + x, x + small + small, small + small + 8, 8]
+    space = whole(Pooled(), torch.randn(2, 3, 8, 8))
+    assert peaks(space) == [image + x, x + small + small, small + small + 8, 8]
+    # what is not read by a layer is no traffic
+    assert build_cost(space, "activation_traffic_bits").at({c.name: 0 for c in space.choices}) == 8 * (
+        image + x + small + 8
+    )
 
 
 class Excite(nn.Module):
@@ -170,3 +175,27 @@ def test_blocks_left_out_cost_what_the_smaller_network_does() -> None:
     again = Space.from_json(space.to_json())
     assert again == space
     assert again.calls == tuple(space.calls)
+
+
+def test_blocks_left_out_never_cost_more_than_is_counted(generator: torch.Generator) -> None:
+    """What waits for a tensor of a block that is left out has that tensor's width no more: it counts as the widest."""
+    model, x = Blocks().eval(), torch.rand(2, 3, 8, 8)
+    space = build_space(model, x, (8,), (2, 8), (1.0,), min_depth=0, branches=("*.se",))
+    equal = 0
+    for _ in range(40):
+        position = {c.name: int(torch.randint(len(c.options), (1,), generator=generator)) for c in space.choices}
+        small = copy.deepcopy(model)
+        for gate in sorted(space.gates, key=lambda gate: gate.module, reverse=True):
+            if not space.is_open(gate, position):
+                parent, _, name = gate.module.rpartition(".")
+                setattr(small.get_submodule(parent), name, LeftOut())
+        anew = build_space(small, x, (8,), (2, 8), (1.0,))
+        of_layer = {layer.act_choice: layer.name for layer in reversed(anew.layers)}
+        found = {
+            c.name: position[space.layer(of_layer[c.name]).act_choice] if c.name in of_layer else 0
+            for c in anew.choices
+        }
+        counted, needed = max(peaks(space, position)), max(peaks(anew, found))
+        assert counted >= needed
+        equal += counted == needed
+    assert equal >= 30
