@@ -324,6 +324,8 @@ def test_the_headline_says_where_something_is_won_and_where_not() -> None:
     assert headline(verdict(lost)) == f"{start}-1.87 points at 7.0% of the 8-bit BOPs."
     alone = [one for one in ROWS if one["method"] != "uniform"]
     assert "nothing was compared" in headline(verdict(alone))
+    wider = verdict(tight) | {"pooled": {"sd": 1.0, "least": 0.1, "most": 1.5, "half": 1.14}}
+    assert "+1.13 points at 7.0% (less than an interval by the pooled spread asks for) of" in headline(wider)
 
 
 def test_images_of_search_and_training_are_shown() -> None:
