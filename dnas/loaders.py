@@ -62,15 +62,15 @@ class LoaderBatches:
             yield x.to(self.device), y.to(self.device)
 
 
-def as_batches(loader: Any, device: torch.device, seed: int = 0) -> EpochBatches:
+def as_batches(loader: Any, device: torch.device, seed: int = 0, read: bool = True) -> EpochBatches:
     """The loader itself if it knows epochs, else wrapped.
 
     Raises:
         TypeError: it has no length.
-        ValueError: an epoch of it has no batch.
+        ValueError: an epoch of it has no batch, and it is to be read.
     """
     found: EpochBatches = loader if callable(getattr(loader, "epoch", None)) else LoaderBatches(loader, device, seed)
-    if len(found) == 0:
+    if read and len(found) == 0:
         raise ValueError(
             f"a {type(loader).__name__} has no batches: no images, or with drop_last=True fewer than one batch takes; give it "
             "images, or a smaller batch_size"

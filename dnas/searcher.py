@@ -83,7 +83,11 @@ def search(
     supernet.to(engine.device)
     if teacher is not None:
         teacher.to(engine.device).eval()
-    sets = [as_batches(loader, engine.device, seed) for loader in (weights, choices, validation)]
+    read = (as_needed(config, supernet.space, budget).epochs > 0, True, False)
+    sets = [
+        as_batches(loader, engine.device, seed, needed)
+        for loader, needed in zip((weights, choices, validation), read, strict=True)
+    ]
     if config.searcher == "neighbourhood":
         space = supernet.space
         if spared(config, space, budget) and engine.rank == 0:

@@ -11,6 +11,7 @@ from dnas.models import resnet8
 from dnas.realise import realise
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
+from dnas.space.batch_norm import batch_statistics
 from dnas.space.build import build_space
 from dnas.space.choice import Space
 from dnas.space.examples import first_examples, input_samples, trace_few
@@ -148,7 +149,7 @@ def test_steps_are_fitted_to_entries_of_all_examples() -> None:
         model.get_submodule(name).register_forward_pre_hook(lambda _, args: whole.append(args[0].clone()))
         for name in {call.layer for call in trace.calls}
     ]
-    with torch.no_grad(), unfused():
+    with torch.no_grad(), unfused(), batch_statistics(model):  # its batch norms have seen nothing yet
         model(images)
     for hook in hooks:
         hook.remove()

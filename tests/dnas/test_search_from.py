@@ -89,7 +89,9 @@ def test_a_space_of_another_version_is_refused(
     monkeypatch.chdir(tmp_path)
     assert dnas(monkeypatch, "stage=preflight", "folder=second", f"search_from={source}", *SMALL) == 0
     space = tmp_path / "second" / "space.json"
-    space.write_text(space.read_text() + " ")
+    content = json.loads(space.read_text())
+    content["layers"][0]["positions"] += 1
+    space.write_text(json.dumps(content))
     assert dnas(monkeypatch, "stage=search", "folder=second") != 0
     assert "space.json differs" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "second" / "scores.json").exists()
