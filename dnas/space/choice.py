@@ -317,9 +317,11 @@ class Space:
         Version 3 has gates and kernels; a space without any is written as version 2, which earlier releases read.
         """
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
+        if not self.calls:  # as earlier releases wrote it: their architectures name its digest
+            del content["calls"]
         if self.gates or any(layer.kernel_choice for layer in self.layers):
             return json.dumps({"type": "dnas.Space", "version": 3, **content}, indent=1)
-        del content["gates"], content["calls"]
+        del content["gates"]
         for layer in content["layers"]:
             del layer["kernel_choice"]
         for tensor in content["tensors"]:
