@@ -6,7 +6,6 @@ convolutions with large kernels and of strided 1x1 ones on few channels, which a
 `quant.depthwise` and `quant.pointwise`.
 """
 
-import copy
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from quant.brevitas import LearnedStepActivation, LearnedStepQuant, is_fixed, plain_layer
 from quant.depthwise import DepthwiseConv2d, depthwise, has_own_gradient
+from quant.modules import copied
 from quant.pointwise import PointwiseConv2d, is_strided_pointwise, pointwise
 from quant.quantizer import quantize_along
 
@@ -116,14 +116,14 @@ def training_twin(model: nn.Module) -> nn.Module:
             weight = FixedQuantizer(weight_quant.quantiser)
             layer = FixedLayer(plain_layer(module), weight, activations[activation])
             memo[id(module)] = layer.train(module.training)
-    twin: nn.Module = copy.deepcopy(model, memo)
+    twin: nn.Module = copied(model, memo)
     for module in model.modules():
-        copied = twin if module is model else memo.get(id(module))
-        if isinstance(copied, nn.Module) and not isinstance(copied, FixedLayer):
+        part = twin if module is model else memo.get(id(module))
+        if isinstance(part, nn.Module) and not isinstance(part, FixedLayer):
             # shared, too: what a forward pass assigns anew, and what a move to a device replaces
-            copied._parameters, copied._buffers = module._parameters, module._buffers
-            if type(copied) is nn.Conv2d and has_own_gradient(copied):
-                copied.__class__ = DepthwiseConv2d  # what hooks and attributes it has stay
-            elif type(copied) is nn.Conv2d and is_strided_pointwise(copied):
-                copied.__class__ = PointwiseConv2d
+            part._parameters, part._buffers = module._parameters, module._buffers
+            if type(part) is nn.Conv2d and has_own_gradient(part):
+                part.__class__ = DepthwiseConv2d  # what hooks and attributes it has stay
+            elif type(part) is nn.Conv2d and is_strided_pointwise(part):
+                part.__class__ = PointwiseConv2d
     return twin

@@ -12,18 +12,19 @@ DEPTH = 4
 """Of lists in lists that are looked through; attributes may hold themselves."""
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy; tensors that a model's code has kept of a training step come without the graph that made them.
 
-    torch copies no tensor that is part of a graph.
+    torch copies no tensor that is part of a graph. memo: as of `copy.deepcopy`; filled in.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     for module in model.modules():
         for value in _own_attributes(module).values():
             for part in _parts(value):
                 if isinstance(part, Tensor) and not part.is_leaf:
                     memo[id(part)] = part.detach().clone()
-    return copy.deepcopy(model, memo)
+    found: nn.Module = copy.deepcopy(model, memo)
+    return found
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -21,3 +21,10 @@ def generator() -> torch.Generator:
 def _seeded() -> None:
     """Layers initialise themselves from torch's global generator: every test starts it from the same state."""
     torch.manual_seed(7)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,7 +1,7 @@
 """What every awkward graph must satisfy: the masked supernet computes what the physically smaller network computes."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dnas.search.relax import Relaxation
 from dnas.search.supernet import Supernet
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
-from dnas.space.choice import Space
+from dnas.space.choice import Position, Space
 from dnas.space.cost import COSTS, build_cost, reference_cost
 from dnas.space.optional import LeftOut
 from dnas.space.slicing import shrink_kernel, slice_model
@@ -110,10 +110,15 @@ def cut(model: nn.Module, space: Space, architecture: Architecture) -> nn.Module
     for layer in space.layers:
         if layer.kernel_choice:
             shrink_kernel(small.get_submodule(layer.name), architecture[layer.kernel_choice])
+    leave_out(small, space, positions)
+    return small
+
+
+def leave_out(model: nn.Module, space: Space, positions: Mapping[str, Position]) -> None:
+    """Takes the blocks out of a plain network that do not run at one option (by position) per choice."""
     for gate in sorted(space.gates, key=lambda gate: gate.module, reverse=True):
         if not space.is_open(gate, positions):
-            replace_module(small, gate.module, LeftOut())
-    return small
+            replace_module(model, gate.module, LeftOut())
 
 
 @torch.no_grad()

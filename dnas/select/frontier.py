@@ -42,7 +42,18 @@ class Levels:
         taken = np.stack([np.argmax(values - price * widths, axis=1) for price in tried])
         total = _total(widths, taken)
         keep = np.unique(np.searchsorted(total, np.linspace(total[0], total[-1], max(most, 2))))
-        taken = np.unique(taken[np.minimum(keep, len(taken) - 1)], axis=0)
+        return Levels._at(choice, taken[np.minimum(keep, len(taken) - 1)], values, widths, channels)
+
+    @staticmethod
+    def _at(
+        choice: Choice,
+        taken: NDArray[np.int64],
+        values: NDArray[np.float64],
+        widths: NDArray[np.float64],
+        channels: int,
+    ) -> "Levels":
+        """These levels, each once, the narrowest first."""
+        taken = np.unique(taken, axis=0)
         taken = taken[np.argsort(_total(widths, taken), kind="stable")]
         return Levels(choice, taken, np.take_along_axis(values, taken.T, axis=1).T, channels)
 
@@ -64,10 +75,8 @@ class Levels:
             kept = list(options)
             own = Levels.of(self.choice, [bits[i] for i in kept], values[:, kept].tolist(), most, self.channels)
             parts.append(np.asarray(kept)[own.taken])
-        taken = np.unique(np.concatenate(parts), axis=0)
         widths = np.outer(block_sizes(self.choice, self.channels), np.asarray(bits, dtype=np.float64))
-        taken = taken[np.argsort(_total(widths, taken), kind="stable")]
-        return Levels(self.choice, taken, np.take_along_axis(values, taken.T, axis=1).T, self.channels)
+        return Levels._at(self.choice, np.concatenate(parts), values, widths, self.channels)
 
     def per_channel(self, channels: Sequence[int]) -> NDArray[np.int64]:
         """The option of these filters at every level; shape (levels, channels)."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quant.layers import training_twin
 from quant.modules import copied, replace_module
 
 
@@ -33,6 +34,9 @@ def test_a_model_that_keeps_a_tensor_of_its_graph_is_copied() -> None:
     assert not found.kept[0]["hidden"].requires_grad
     assert found.layer.weight is not model.layer.weight
     assert torch.equal(found(x), model(x))
+    twin = training_twin(model)
+    assert isinstance(twin, Keeping)
+    assert twin.layer.weight is model.layer.weight
 
 
 class Listed(nn.Module):
