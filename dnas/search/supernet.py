@@ -19,10 +19,11 @@ from dnas.search.relax import HARD, Relaxation
 from dnas.search.scores import Scores, as_scores, no_scores
 from dnas.space.architecture import Architecture
 from dnas.space.attention import separate_attention
-from dnas.space.batch_norm import batch_statistics, is_initial
+from dnas.space.batch_norm import centred
 from dnas.space.choice import Choice, Position, Space
 from dnas.space.conventions import LayerCost
 from dnas.space.cost import Cost, build_cost, reference_cost
+from dnas.space.examples import batch_of
 from dnas.space.plain import with_plain_layers
 from quant.modules import copied, replace_module
 from quant.spec import QuantSpec
@@ -178,15 +179,12 @@ class Supernet(nn.Module):
     def calibrate(self, *inputs: Any) -> None:
         """Sets every activation step to the least squared error on these inputs, as the float network sees them.
 
-        Batch norms that have seen nothing yet take the statistics of these inputs, if there are several: their initial ones
-        would let activations fade or grow from layer to layer, as they do not in training.
+        Batch norms that have seen nothing yet are `centred`.
 
         Raises:
             ValueError: a tensor is negative that was not when the space was built.
         """
-        several = any(isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 for x in inputs)
-        which = is_initial if several else lambda norm: False
-        with batch_statistics(self, which), self.quantisers_off():
+        with centred(self, batch_of(inputs)), self.quantisers_off():
             read = read_by_activations(self.model, lambda: self(*inputs))
         for activation, values in read.items():
             activation.calibrate(values)

@@ -1,7 +1,7 @@
 """Batch norms by the statistics of the batch at hand, as in training, where all else evaluates."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -31,6 +31,14 @@ def batch_statistics(model: nn.Module, which: Callable[[Any], bool] = lambda nor
             module.training = mode
 
 
-def is_initial(norm: Any) -> bool:
+def centred(model: nn.Module, batch: int) -> AbstractContextManager[None]:
+    """Batch norms that have seen nothing yet take the statistics of the batch at hand, if that is of several examples.
+
+    By their initial ones activations would fade or grow from layer to layer, and keep one sign, as they do not in training.
+    """
+    return batch_statistics(model, _is_initial if batch > 1 else lambda norm: False)
+
+
+def _is_initial(norm: Any) -> bool:
     """Whether a batch norm's running statistics are those that it was made with."""
     return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())

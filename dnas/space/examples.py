@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from dnas.space.batch_norm import batch_statistics, is_initial
+from dnas.space.batch_norm import centred
 from dnas.space.trace import Call, Trace, evaluating, is_searchable, tensors_of, trace_model, unfused
 from quant.quantizer import drawn_positions
 
@@ -102,7 +102,7 @@ def input_samples(
     """Of every activation tensor whether its grid is signed, and entries drawn from all that it holds on the example inputs.
 
     It is where there are negative entries, or nothing but zeros, which tell nothing. Batch norms that have seen nothing yet
-    take the statistics of the inputs, if there are several: by their initial ones what they make would not be centred.
+    are `centred`.
 
     Args:
         model: left as it was.
@@ -124,8 +124,7 @@ def input_samples(
         negative.append(bool((x < 0).any()))
         positive.append(bool((x > 0).any()))
 
-    which = is_initial if batch_of(inputs) > 1 else lambda norm: False
-    with batch_statistics(model, which):
+    with centred(model, batch_of(inputs)):
         _pass(model, inputs, trace, measure)
     wanted: dict[
         int, list[tuple[str, Tensor, Tensor]]
@@ -147,7 +146,7 @@ def input_samples(
                 samples[act] = flat.new_empty(total)
             samples[act][places.to(flat.device)] = flat[entries.to(flat.device)]
 
-    with batch_statistics(model, which):
+    with centred(model, batch_of(inputs)):
         _pass(model, inputs, trace, draw)
     return {
         act: (any(negative[n] for n in calls) or not any(positive[n] for n in calls), samples[act])
